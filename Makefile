@@ -1,0 +1,52 @@
+# Two commands do all: `make serve` and `make test`. Each sets up first what is missing; a set-up already done is a
+# file comparison. SERVE, PYTEST and TRAIN take further arguments: make serve SERVE="--port 8001", make test
+# PYTEST="-k router", make train-tiny TRAIN="--seed 2".
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-gpu serve test test-unit lint format train-tiny lock clean
+SERVE ?=
+PYTEST ?=
+TRAIN ?=
+BIN := .venv/bin
+
+help: ## show these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## create .venv with the exact versions of requirements/cpu.lock (about 2 minutes, once)
+	@scripts/setup cpu
+
+setup-gpu: ## the same with requirements/gpu.lock, for a CUDA host with Python 3.12
+	@scripts/setup gpu
+
+serve: setup ## serve the embedded model on http://127.0.0.1:8000 until Ctrl-C
+	@$(BIN)/moray up $(SERVE)
+
+test: setup ## run every test, real engines and the whole stack included
+	@scripts/install-test-packages
+	$(BIN)/pytest $(PYTEST)
+
+test-unit: setup ## run the tests that start neither an engine nor Ray
+	$(BIN)/pytest -m "not vllm and not e2e" $(PYTEST)
+
+lint: setup ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Keeps the kind of .venv that is there: `setup` would replace the one of `setup-gpu`. Of an option given twice, the last
+# counts, so TRAIN="--device cpu --tokens 1e6" changes both.
+train-tiny: ## train the embedded model anew into build/tiny_r1/checkpoint (minutes on a GPU, after setup-gpu)
+	@scripts/setup $$(cat .venv/moray-kind 2>/dev/null || echo cpu)
+	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1 --device cuda --tokens 540e6 --workers 14 $(TRAIN)
+	$(BIN)/python -m experts.tiny_r1.export --model build/tiny_r1/model.pt --out build/tiny_r1/checkpoint
+
+lock: setup ## write requirements/cpu.lock from what .venv holds, and check that it is complete
+	@scripts/lock
+
+clean: ## remove .venv and every cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

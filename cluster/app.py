@@ -1,0 +1,304 @@
+"""All wiring: settings -> specs -> Serve application. The Serve import path is `cluster.app:build`.
+
+Nothing of Ray is imported at the top: Ray Serve reads its environment when it is imported, and we set it first.
+"""
+
+import logging
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cluster.config import Settings, load
+from replicas.engine_spec import EngineSpec
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from cluster.gateway import GatewaySpec
+
+APPLICATION = "moray"
+
+Report = Callable[[str, str], None]  # (stage, detail)
+
+
+class StartFailed(Exception):
+    """The application could not be started; the message is for the operator."""
+
+
+# -- settings -> specs ------------------------------------------------------------------------------------------------
+
+
+def engine_spec(settings: Settings) -> EngineSpec:
+    """What every replica starts, in vLLM's own argument names. `settings` must be resolved (`config.load` does it)."""
+    model, engine, shards = settings.model, settings.engine, settings.experts.shards
+    args: dict[str, Any] = {
+        "model": str(model.directory),
+        "served_model_name": model.served_name,
+        "dtype": model.dtype,
+        "tensor_parallel_size": shards,
+        "enable_expert_parallel": shards > 1,
+        "enable_prefix_caching": engine.enable_prefix_caching,
+    }
+    if shards > 1:
+        args["distributed_executor_backend"] = "mp"
+    optional = {
+        "max_model_len": model.max_model_len,
+        "reasoning_parser": model.reasoning_parser,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "kv_cache_memory_bytes": engine.kv_cache_mib << 20 if engine.kv_cache_mib else None,
+        "enforce_eager": engine.enforce_eager,
+    }
+    args |= {name: value for name, value in optional.items() if value is not None}
+    assert engine.host != "auto" and engine.device != "auto", "settings must be resolved"
+    return EngineSpec(
+        model=model.served_name,
+        engine_args=args | dict(engine.extra),
+        host=engine.host,
+        device=engine.device,
+        shards=shards,
+        listen="127.0.0.1" if settings.ray.address is None else None,
+        start_timeout_s=settings.replicas.start_timeout_s,
+        drain_s=settings.replicas.drain_s,
+    )
+
+
+def gateway_spec(settings: Settings) -> "GatewaySpec":
+    """What every gateway starts."""
+    from cluster.gateway import GatewaySpec
+
+    return GatewaySpec(
+        engine=engine_spec(settings),
+        tool_call_parser=settings.model.tool_call_parser,
+        allowed_origins=settings.gateway.allowed_origins,
+        max_body_bytes=int(settings.gateway.max_body_mib * (1 << 20)),
+        retry_after_s=settings.router.retry_after_s,
+        stream_interval=settings.gateway.stream_interval,
+    )
+
+
+# -- specs -> Serve ---------------------------------------------------------------------------------------------------
+
+
+def build(args: Mapping[str, Any] | None = None) -> "Application":
+    """Serve's import path. `args` are settings by group, as in YAML, or by dotted key; MORAY_ variables count too."""
+    overrides: dict[str, Any] = {}
+    for key, value in (args or {}).items():
+        overrides |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return application(load(None, os.environ, overrides).settings)
+
+
+def application(settings: Settings) -> "Application":
+    """The Serve application: gateways in front, replicas behind; the router is started with it."""
+    from ray import serve
+
+    from cluster.gateway import Gateway
+    from cluster.router import start_router
+    from replicas.replica import Replica
+
+    engine = engine_spec(settings)
+    start_router(engine.model, settings.router.no_replica_wait_s, settings.router.max_queue, engine.listen)
+    per_shard = settings.replicas
+    replica = serve.deployment(
+        Replica,
+        name="Replica",
+        num_replicas=settings.replicas.count,
+        max_ongoing_requests=100,  # control calls only: requests go straight to the core
+        ray_actor_options={
+            "num_cpus": per_shard.cpus_per_shard * engine.shards,
+            "num_gpus": (per_shard.gpus_per_shard or 0) * engine.shards,
+        },
+        health_check_period_s=1.0,  # how soon a dead replica is replaced
+        health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=settings.replicas.drain_s + 15,  # the core's own end included
+        graceful_shutdown_wait_loop_s=1.0,
+        max_constructor_retry_count=2,
+    ).bind(msgspec.json.encode(engine).decode())
+    gateway = serve.deployment(
+        Gateway,
+        name="Gateway",
+        num_replicas=settings.gateway.count,
+        max_ongoing_requests=100_000,  # the router's queue bounds requests, by what the replicas can hold
+        ray_actor_options={"num_cpus": 0 if settings.ray.address is None else 1},
+        health_check_period_s=2.0,
+        health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=settings.replicas.drain_s,
+        max_constructor_retry_count=2,
+    )
+    return gateway.bind(msgspec.json.encode(gateway_spec(settings)).decode(), replica)
+
+
+# -- a session --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Serving:
+    """A running application, held by the process that started it."""
+
+    url: str
+    dashboard_url: str | None
+    _own_ray: bool
+
+    def shutdown(self) -> None:
+        """Stops the application, and the Ray cluster if it is ours."""
+        import ray
+        from ray import serve
+
+        stop = threading.Thread(target=serve.delete, args=(APPLICATION,), kwargs={"_blocking": False}, daemon=True)
+        stop.start()
+        stop.join(timeout=5)
+        if self._own_ray:
+            serve_gone = threading.Thread(target=serve.shutdown, daemon=True)
+            serve_gone.start()
+            serve_gone.join(timeout=10)
+        ray.shutdown()
+
+
+def run(settings: Settings, report: Report) -> Serving:
+    """Starts the application and returns when the first replica is ready. Raises StartFailed."""
+    own_ray = settings.ray.address is None
+    os.environ.update(serve_environment(settings))
+    import ray
+    from ray import serve
+
+    for name in ("ray", "ray.serve"):  # our progress says it in fewer words
+        logging.getLogger(name).setLevel(logging.ERROR)
+    report("ray", "starting a local Ray" if own_ray else f"joining Ray at {settings.ray.address}")
+    context = _init_ray(settings)
+    dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
+    try:
+        report("serve", "starting Ray Serve")
+        serve.start(
+            proxy_location="HeadOnly" if own_ray else "EveryNode",
+            http_options={
+                "host": settings.gateway.host,
+                "port": settings.gateway.port,
+                "request_timeout_s": settings.gateway.request_timeout_s,
+            },
+            logging_config={"log_level": settings.log.level, "enable_access_log": False},
+        )
+        _deploy(settings, report)
+    except BaseException:
+        ray.shutdown()
+        raise
+    host = "127.0.0.1" if settings.gateway.host in ("0.0.0.0", "::") else settings.gateway.host
+    return Serving(f"http://{host}:{settings.gateway.port}", dashboard, own_ray)
+
+
+def _init_ray(settings: Settings) -> Any:
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if settings.ray.address is not None:
+        return ray.init(address=settings.ray.address, **quiet)
+    dashboard = {"dashboard_host": "127.0.0.1", "dashboard_port": settings.ray.dashboard_port}
+    return ray.init(
+        num_cpus=settings.ray.num_cpus,
+        object_store_memory=256 << 20,  # nothing of ours goes through it; Ray's default takes 30% of the memory
+        include_dashboard=settings.ray.dashboard,
+        **(dashboard if settings.ray.dashboard else {}),
+        **quiet,
+    )
+
+
+def _deploy(settings: Settings, report: Report) -> None:
+    """Deploys and waits, telling what Serve is doing; raises StartFailed with the first cause that Serve names."""
+    from ray import serve
+
+    outcome: list[BaseException | None] = []
+
+    def deploy() -> None:
+        try:
+            serve.run(application(settings), name=APPLICATION, route_prefix="/")
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    report("model", f"loading {settings.model.served_name}")
+    thread = threading.Thread(target=deploy, daemon=True)
+    thread.start()
+    told = ""
+    while thread.is_alive():
+        thread.join(timeout=0.2)
+        if cause := _failure():
+            raise StartFailed(cause)
+        state = _progress()
+        if state and state != told:
+            report("model", told := state)
+    if outcome[0] is not None:
+        raise StartFailed(_failure() or str(outcome[0])) from outcome[0]
+
+
+def _deployments() -> Mapping[str, Any]:
+    from ray import serve
+
+    application = serve.status().applications.get(APPLICATION)
+    return application.deployments if application else {}
+
+
+def _progress() -> str:
+    states = []
+    for name, deployment in sorted(_deployments().items()):
+        ready = deployment.replica_states.get("RUNNING", 0)
+        total = sum(deployment.replica_states.values())
+        states.append(f"{name.lower()} {ready}/{total}")
+    return ", ".join(states)
+
+
+def _failure() -> str:
+    """The cause of a failed start in one line, out of the traceback in Serve's message."""
+    for name, deployment in _deployments().items():
+        message = deployment.message or ""
+        if "Traceback" in message or "failed to start" in message.lower():
+            lines = [line.strip() for line in message.splitlines() if line.strip()]
+            causes = [line for line in lines if "Error" in line or "EngineFailed" in line or "Unknown" in line]
+            return f"{name} did not start: {causes[-1] if causes else lines[-1]}"
+    return ""
+
+
+def serve_environment(settings: Settings) -> dict[str, str]:
+    """Environment of Ray Serve's processes for a local session; a cluster's own environment is its operator's."""
+    files = haproxy_files()
+    env = {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1" if settings.ray.address is None else "30",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",  # Ray's 0.1 takes 4% of a core for nothing
+        "RAY_worker_niceness": "0",  # Ray's 15 yields to whatever else runs: right for batch jobs, wrong for serving
+    }
+    if settings.gateway.haproxy:
+        stop_after = int(settings.gateway.request_timeout_s) + 60
+        env |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            # A config change starts a new HAProxy; the old one must outlive the longest stream.
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(stop_after),
+            "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2))),
+            # Files and ports of our own, so that sessions can stand side by side.
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        }
+    return env
+
+
+def haproxy_files() -> Path:
+    """Where this session's HAProxy keeps its configuration and sockets; the session's guardian removes it."""
+    return Path(tempfile.gettempdir()) / f"moray-haproxy-{os.getpid()}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,151 @@
+"""The gateway: vLLM's own OpenAI app and `AsyncLLM`, over ClusterCore. A Ray Serve ingress deployment.
+
+One of the four files that know vLLM's engine. Text lives here: templates, tokenising, detokenising, stop strings,
+reasoning and tool parsers, structured output's request side, SSE.
+"""
+
+import gc
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from ray import serve
+
+from cluster.edge import Edge
+from cluster.router_link import RayRouterLink, RouterGone
+from replicas.engine_spec import EngineSpec
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+class GatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway must know, as plain values."""
+
+    engine: EngineSpec
+    tool_call_parser: str | None
+    allowed_origins: tuple[str, ...]
+    max_body_bytes: int
+    retry_after_s: int
+    stream_interval: int
+
+
+@serve.ingress()
+class Gateway:
+    """Serve's ingress class. Serve awaits the constructor, then asks for the ASGI app."""
+
+    def __init__(self, spec_json: str, replicas: Any = None) -> None:
+        self._spec = msgspec.json.decode(spec_json, type=GatewaySpec)
+        # Requests do not go through Serve's handle; holding it makes the replicas part of this application.
+        self._replicas = replicas
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        _prepare_environment(self._spec.engine)
+        return await build_app(self._spec, RayRouterLink(self._spec.engine.model))
+
+
+def _prepare_environment(spec: EngineSpec) -> None:
+    os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if spec.device == "cpu":
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # the gateway computes no tensors
+
+
+async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
+    """vLLM's OpenAI app (vllm/entrypoints/launchers/app.py) over an AsyncLLM whose engine core is the cluster."""
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app as vllm_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.envs import enable_envs_cache
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor import Executor
+
+    from cluster.cluster_core import ClusterCore
+    from replicas.vllm_core import engine_args
+
+    arguments = engine_args(spec.engine)
+    config = arguments.create_engine_config()
+    config.cache_config.num_gpu_blocks = 1  # vLLM's start-up log divides by it; the real ones are the replicas'
+    gateway = f"gateway-{uuid.uuid4().hex[:8]}"
+    config.scheduler_config.stream_interval = spec.stream_interval  # AsyncLLM's output processor reads it there
+    core = ClusterCore(router, gateway)
+    with _as_vllms_engine_core(core):
+        llm = AsyncLLM(config, Executor.get_class(config), log_requests=False, log_stats=False)
+
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    args.model = arguments.model
+    args.served_model_name = [spec.engine.model]
+    args.disable_log_stats = True
+    args.reasoning_parser = arguments.reasoning_parser
+    args.structured_outputs_config = config.structured_outputs_config
+    args.tool_call_parser = spec.tool_call_parser
+    args.enable_auto_tool_choice = spec.tool_call_parser is not None
+    args.allowed_origins = list(spec.allowed_origins)
+    validate_parsed_serve_args(args)
+    tasks = ("generate",)
+    app = vllm_app(args, tasks, config.model_config)
+    await init_app_state(llm, app.state, args, tasks)
+    _add_own_routes(app, spec, router, core)
+    _adapt(app, spec)
+    enable_envs_cache()  # else vLLM reads and parses its environment anew for each request
+    gc.set_threshold(50_000, 20, 100)  # what lives long is frozen (vLLM's lifespan); tokens' garbage has no cycles
+    return Edge(app, max_body_bytes=spec.max_body_bytes, retry_after_s=spec.retry_after_s)
+
+
+class _as_vllms_engine_core:  # noqa: N801  (a context manager, used as a word)
+    """Within it, AsyncLLM's constructor gets `core` where it would start engine processes of its own."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    def __enter__(self) -> None:
+        from vllm.v1.engine.core_client import EngineCoreClient
+
+        self._original = EngineCoreClient.make_async_mp_client
+        EngineCoreClient.make_async_mp_client = staticmethod(lambda **_: self._core)
+
+    def __exit__(self, *_: object) -> None:
+        from vllm.v1.engine.core_client import EngineCoreClient
+
+        EngineCoreClient.make_async_mp_client = staticmethod(self._original)
+
+
+# Routes that command one engine's processes; a cluster's are commanded through `moray`.
+_NOT_OF_A_CLUSTER = {"/scale_elastic_ep", "/is_scaling_elastic_ep", "/kv_event_sources"}
+
+
+def _adapt(app: "FastAPI", spec: GatewaySpec) -> None:
+    """Takes out of vLLM's app what a cluster has not, and lets every error have OpenAI's shape."""
+    from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
+    from starlette.exceptions import HTTPException
+    from starlette.middleware.cors import CORSMiddleware
+    from vllm.entrypoints.serve.exception_handling.handlers.http import http_exception_handler
+
+    app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", None) not in _NOT_OF_A_CLUSTER]
+    app.add_exception_handler(HTTPException, http_exception_handler)  # vLLM knows FastAPI's subclass only
+    # Each middleware costs every token a call. Requests are counted by Ray Serve's own ingress metrics.
+    idle = {PrometheusInstrumentatorMiddleware} | (set() if spec.allowed_origins else {CORSMiddleware})
+    app.user_middleware = [m for m in app.user_middleware if getattr(m, "cls", None) not in idle]
+    app.middleware_stack = app.build_middleware_stack()  # vLLM's has been built already
+
+
+def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, core: Any) -> None:
+    from fastapi import HTTPException
+
+    @app.get("/moray/status")
+    async def status() -> dict[str, Any]:
+        """The cluster as the router sees it, and what this gateway has open."""
+        try:
+            told = await router.status()
+        except RouterGone as error:
+            raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
+        told["model"] = {"name": spec.engine.model, "path": spec.engine.engine_args["model"]}
+        told["gateway"] = {
+            "pid": os.getpid(),
+            "open_requests": core.open_requests,
+            "resumed": core.resumes.count,
+            "longest_resume_gap_s": core.resumes.longest_gap_s,
+        }
+        return told

@@ -1,0 +1,247 @@
+"""The router: one Ray actor per served model. I/O only; every decision is `batching.ContinuousBatcher`'s.
+
+It is never in the token path. When it dies, Ray restarts it empty; its gateways' connections break, they connect again
+and tell it all they have open, replicas are told that they are unknown (`report() -> False`) and join again, and
+running streams notice nothing.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import ray
+
+from cluster.batching import ContinuousBatcher
+from replicas.messages import Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
+from replicas.router_handle import NAMESPACE, actor_name
+from replicas.wire import Connection, Kind
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+HEARTBEAT_TIMEOUT_S = 5.0  # silence after which a replica is taken out; of a killed one gateways tell at once
+
+_decode_outbox = msgspec.msgpack.Decoder(Outbox | Resync).decode
+
+
+class RouterState:
+    """What the router knows, without Ray: times are passed in, waiting is done by the actor around it."""
+
+    def __init__(self, no_replica_wait_s: float, max_queue: int) -> None:
+        self._max_queue = max_queue
+        self._batcher = ContinuousBatcher(no_replica_wait_s)
+        self._roster: dict[str, ReplicaInfo] = {}
+        self._roster_version = 0
+        self._heard: dict[str, float] = {}  # replica id -> time of its last report
+        self._gateways: set[str] = set()
+        self._grants: dict[str, list[Grant]] = {}  # gateway id -> what it is to be told
+        self._unplaced: dict[str, list[str]] = {}
+        self._refused: dict[str, list[str]] = {}
+
+    def join(self, info: ReplicaInfo, now: float) -> None:
+        known = self._roster.get(info.replica_id)
+        if known is None or known.epoch < info.epoch:
+            self._batcher.join(info)
+            self._roster[info.replica_id] = info
+            self._roster_version += 1
+        if self._roster[info.replica_id].epoch == info.epoch:
+            self._heard[info.replica_id] = now
+
+    def leave(self, replica_id: str, epoch: int, now: float) -> None:
+        if self._batcher.leave(replica_id, epoch, now):
+            del self._roster[replica_id], self._heard[replica_id]
+            self._roster_version += 1
+
+    def report(self, load: LoadReport, now: float) -> bool:
+        known = self._batcher.report(load)
+        if known:
+            self._heard[load.replica_id] = now
+        return known
+
+    def take(self, gateway: str, outbox: Outbox | Resync, now: float) -> None:
+        """Applies what a gateway says. The first that it says is a Resync."""
+        if isinstance(outbox, Resync):
+            self.forget(gateway)
+            self._gateways.add(gateway)
+            for ticket, grant in outbox.running:
+                self._batcher.adopt(gateway, ticket, grant)
+            for ticket in outbox.waiting:
+                self._batcher.submit(gateway, ticket, now)
+            return
+        for lost in outbox.lost:
+            self.leave(lost.replica_id, lost.epoch, now)
+        for request_id in outbox.released:
+            self._batcher.release(request_id)
+        for ticket in outbox.tickets:
+            if self._batcher.queued >= self._max_queue and not ticket.resumed:
+                self._refused.setdefault(gateway, []).append(ticket.request_id)
+            else:
+                self._batcher.submit(gateway, ticket, now)
+
+    def decide(self, now: float) -> None:
+        """Lets the batcher decide; `collect` gives each gateway what is its."""
+        for replica_id, info in list(self._roster.items()):
+            if now - self._heard[replica_id] > HEARTBEAT_TIMEOUT_S:
+                self.leave(replica_id, info.epoch, now)
+        decision = self._batcher.decide(now)
+        for gateway, grant in decision.grants:
+            self._grants.setdefault(gateway, []).append(grant)
+        for gateway, request_id in decision.unplaced:
+            self._unplaced.setdefault(gateway, []).append(request_id)
+
+    def forget(self, gateway: str) -> None:
+        """All that this gateway has asked for, and what it was given but has not been told."""
+        self._gateways.discard(gateway)
+        self._batcher.forget_owner(gateway)
+        self._grants.pop(gateway, None)
+        self._unplaced.pop(gateway, None)
+        self._refused.pop(gateway, None)
+
+    def collect(self, gateway: str, roster_version: int) -> tuple[Inbox | None, int]:
+        """What there is to tell this gateway, who was told the roster of that version; and the version it then has."""
+        changed = roster_version != self._roster_version
+        if not (changed or gateway in self._grants or gateway in self._unplaced or gateway in self._refused):
+            return None, roster_version
+        inbox = Inbox(
+            grants=tuple(self._grants.pop(gateway, ())),
+            unplaced=tuple(self._unplaced.pop(gateway, ())),
+            refused=tuple(self._refused.pop(gateway, ())),
+            roster=tuple(self._roster.values()) if changed else None,
+        )
+        return inbox, self._roster_version
+
+    def status(self) -> dict[str, Any]:
+        """What the cluster holds, for `moray status` and the console."""
+        replicas = [
+            {
+                "id": info.replica_id,
+                "state": "ready",
+                "epoch": info.epoch,
+                "address": f"{info.host}:{info.port}",
+                "engine": {"pid": info.engine_pid, "host": info.engine_host},
+                "capacity": msgspec.to_builtins(info.capacity),
+                "granted": in_flight,
+                "kv_tokens_granted": kv_in_flight,
+                "running": load.running if load else 0,
+                "waiting": load.waiting if load else 0,
+                "kv_used_fraction": load.kv_used if load else 0.0,
+                "shards": [
+                    {
+                        "rank": shard.ep_rank,
+                        "pid": shard.pid,
+                        "device": info.device,
+                        "experts_by_layer": [list(ids) for ids in shard.experts.values()],
+                        "expert_bytes": shard.expert_bytes,
+                    }
+                    for shard in info.shards
+                ],
+            }
+            for info, load, in_flight, kv_in_flight in self._batcher.replicas()
+        ]
+        return {
+            "replicas": replicas,
+            "gateways": [{"id": g} for g in sorted(self._gateways)],
+            "router": {"queued": self._batcher.queued, "granted": self._batcher.placed},
+        }
+
+
+@dataclass
+class _Gateway:
+    """A gateway's connection."""
+
+    connection: Connection
+    id: str
+    roster_version: int = -1  # of the roster that it was told last
+
+
+class Router:
+    """The actor around `RouterState`. Replicas call it through Ray; gateways hold a connection each."""
+
+    def __init__(self, no_replica_wait_s: float, max_queue: int, listen: str | None) -> None:
+        self._state = RouterState(no_replica_wait_s, max_queue)
+        self._listen = listen or ray.util.get_node_ip_address()
+        self._token = secrets.token_hex(16)
+        self._gateways: dict[Connection, _Gateway] = {}
+        self._serving = asyncio.get_event_loop().create_task(self._serve())
+
+    async def _serve(self) -> int:
+        """Opens the port for gateways, starts the clock; returns the port."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: Connection(self._on_message, self._on_lost, expect_token=self._token), self._listen, 0
+        )
+        self._ticking = loop.create_task(self._tick())
+        return int(server.sockets[0].getsockname()[1])
+
+    async def address(self) -> RouterAddress:
+        """Where gateways connect."""
+        return RouterAddress(host=self._listen, port=await self._serving, token=self._token)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._decide()
+
+    def _decide(self) -> None:
+        """Lets the state decide and tells each gateway its part."""
+        self._state.decide(time.monotonic())
+        for gateway in self._gateways.values():
+            inbox, gateway.roster_version = self._state.collect(gateway.id, gateway.roster_version)
+            if inbox is not None:
+                gateway.connection.send(Kind.INBOX, [msgspec.msgpack.encode(inbox)])
+
+    def _on_message(self, connection: Connection, kind: Kind, buffers: list[bytes]) -> None:
+        try:
+            message = _decode_outbox(buffers[0])
+        except (IndexError, msgspec.MsgspecError):
+            logger.exception("A gateway spoke what the router does not understand (%s); hanging up.", kind.name)
+            connection.close()
+            return
+        if isinstance(message, Resync):
+            self._gateways[connection] = _Gateway(connection, message.gateway)
+        if gateway := self._gateways.get(connection):
+            self._state.take(gateway.id, message, time.monotonic())
+            self._decide()
+
+    def _on_lost(self, connection: Connection) -> None:
+        gateway = self._gateways.pop(connection, None)
+        # Unless it is here again already, on a later connection.
+        if gateway is not None and all(other.id != gateway.id for other in self._gateways.values()):
+            self._state.forget(gateway.id)
+            self._decide()
+
+    async def join(self, info: ReplicaInfo) -> None:
+        """A replica is ready."""
+        self._state.join(info, time.monotonic())
+        self._decide()
+
+    async def leave(self, replica_id: str, epoch: int) -> None:
+        """A replica takes no more; what it runs goes on."""
+        self._state.leave(replica_id, epoch, time.monotonic())
+        self._decide()
+
+    async def report(self, load: LoadReport) -> bool:
+        """A replica's load; False tells it to join again."""
+        return self._state.report(load, time.monotonic())
+
+    async def status(self) -> dict[str, Any]:
+        status = self._state.status()
+        status["router"]["pid"] = os.getpid()
+        return status
+
+
+def start_router(model: str, no_replica_wait_s: float, max_queue: int, listen: str | None) -> "ray.actor.ActorHandle":
+    """The model's router, started if it is not there. Detached: it outlives whoever asked first.
+
+    `listen`: the address that gateways reach it by; None for that of its Ray node.
+    """
+    # Made an actor here, not by a decorator: then Ray imports the class where it runs, instead of pickling its code.
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(Router)
+    return actor.options(name=actor_name(model), namespace=NAMESPACE, get_if_exists=True, lifetime="detached").remote(
+        no_replica_wait_s, max_queue, listen
+    )

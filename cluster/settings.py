@@ -1,0 +1,390 @@
+"""The settings tree: every option of Moray, its unit, its default and why that default.
+
+Values only: nothing here reads a file, the environment or the machine (`cluster.config.load` does). A `Settings()` made
+by hand may still hold `auto` or None where the value follows from the model or the machine; `resolve` fills those in,
+and what `load` returns is always resolved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+EMBEDDED_NAME = "tiny-r1"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a local session may use: CPUs this process may run on, GPUs it can see."""
+
+    cpus: int
+    gpus: int
+
+
+class _Group(BaseModel):
+    # Settings travel between processes and are compared; nobody changes them on the way. An unknown key is a mistake.
+    # `model` is our group's name, so pydantic's reservation of the `model_` prefix is lifted.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Model(_Group):
+    """Which model is served, and how its answers are parsed."""
+
+    path: Path | None = Field(
+        None,
+        description="Directory of a Hugging Face checkpoint. A relative path in a YAML file is taken from that file's "
+        "directory. null: the embedded model, tiny-r1.",
+    )
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description="The model's name in the API. null: tiny-r1 for the embedded model, else the directory's name.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of weights and activations. auto: float32 for the embedded model on a CPU (bfloat16 "
+        "changes its tokens with the order of the shards' sums), else vLLM's choice from config.json.",
+    )
+    max_model_len: int | None = Field(
+        None, ge=1, description="Longest prompt plus answer, tokens. null: what the model's config.json allows."
+    )
+    reasoning_parser: str | None = Field(
+        None,
+        description="vLLM's parser that separates the thinking from the answer. null: deepseek_r1 for the embedded "
+        "model, none for another. 'none' turns it off.",
+    )
+    tool_call_parser: str | None = Field(
+        None, description="vLLM's parser for tool calls, e.g. hermes. null: tool calls are not parsed."
+    )
+
+    @property
+    def embedded(self) -> bool:
+        return self.path is None
+
+    @property
+    def served_name(self) -> str:
+        return self.name or (EMBEDDED_NAME if self.path is None else self.path.name)
+
+    @property
+    def directory(self) -> Path:
+        """The checkpoint's directory, the embedded one's included."""
+        if self.path is not None:
+            return self.path
+        from experts.tiny_r1 import checkpoint_path
+
+        return Path(checkpoint_path())
+
+    @property
+    def enable_auto_tool_choice(self) -> bool:
+        """Follows from the parser: vLLM refuses one without the other."""
+        return self.tool_call_parser is not None
+
+
+class Engine(_Group):
+    """The vLLM engine core inside each replica."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="What the engine computes on. auto: cuda if this machine has an NVIDIA GPU, else cpu. Set it when "
+        "the session is started from a machine unlike those that serve.",
+    )
+    host: Literal["auto", "thread", "process"] = Field(
+        "auto",
+        description="Where the engine core runs: in a thread of the replica, or in a process of its own. auto: process "
+        "on CUDA (a thread shares the GIL with Ray) and for more "
+        "than one shard (each shard is a process anyway); thread otherwise, which spares a second 10-14 s vLLM import.",
+    )
+    max_num_seqs: int | None = Field(
+        None,
+        ge=1,
+        description="Requests in one step of a replica at most. null: 64 for the embedded model, else vLLM's default.",
+    )
+    max_num_batched_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens in one step of a replica at most: the prefill's share of a step, and so the pause between "
+        "the tokens of running streams. null: 1024 for the embedded model, else vLLM's default.",
+    )
+    kv_cache_mib: int | None = Field(
+        None,
+        ge=1,
+        description="KV cache of each shard, MiB. null: 64 for the embedded model, else what vLLM finds free.",
+    )
+    enforce_eager: bool | None = Field(
+        None,
+        description="Run without compilation and CUDA graphs. null: true on a CPU (compiling costs more than it gains "
+        "for models that a CPU can serve), false on CUDA.",
+    )
+    enable_prefix_caching: bool = Field(True, description="Reuse the KV blocks of prompts with the same beginning.")
+    extra: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="Further vLLM AsyncEngineArgs by name, passed through; the replica checks them against vLLM's own.",
+    )
+
+    @field_validator("extra")
+    @classmethod
+    def _not_shadowing(cls, extra: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name, ours in _OURS_IN_EXTRA.items():
+            if name in extra:
+                raise ValueError(f"{name} has a setting of its own: {ours}")
+        return dict(extra)
+
+
+# vLLM's names of what other settings decide: two places for one value would have to fight it out.
+_OURS_IN_EXTRA = MappingProxyType(
+    {
+        "model": "model.path",
+        "served_model_name": "model.name",
+        "dtype": "model.dtype",
+        "max_model_len": "model.max_model_len",
+        "reasoning_parser": "model.reasoning_parser",
+        "max_num_seqs": "engine.max_num_seqs",
+        "max_num_batched_tokens": "engine.max_num_batched_tokens",
+        "kv_cache_memory_bytes": "engine.kv_cache_mib",
+        "enforce_eager": "engine.enforce_eager",
+        "enable_prefix_caching": "engine.enable_prefix_caching",
+        "tensor_parallel_size": "experts.expert_parallel",
+        "enable_expert_parallel": "experts.expert_parallel",
+    }
+)
+
+
+class Experts(_Group):
+    """How the experts are spread inside a replica."""
+
+    expert_parallel: int | None = Field(
+        None,
+        ge=1,
+        description="Shards of one replica: each holds 1/n of the experts (and of attention). null: 2 for the embedded "
+        "model if this machine has a CPU (or GPU) for each shard of each replica, else 1.",
+    )
+
+    @property
+    def shards(self) -> int:
+        return self.expert_parallel or 1
+
+
+class Replicas(_Group):
+    """How many replicas, what each takes, and how long it may take to come and go."""
+
+    count: int = Field(1, ge=1, description="Replicas of the model.")
+    cpus_per_shard: float = Field(1.0, ge=0, description="CPUs that Ray reserves for each shard of a replica.")
+    gpus_per_shard: float | None = Field(
+        None, ge=0, description="GPUs that Ray reserves for each shard. null: 1 on CUDA, 0 on a CPU."
+    )
+    start_timeout_s: float = Field(
+        900.0,
+        gt=0,
+        description="Seconds a replica may take to load its model before it counts as failed. A 57 GB model took 148 s "
+        "from a local disk; cold network storage takes several times that.",
+    )
+    drain_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that a stopping replica's running requests have to finish; then they resume elsewhere.",
+    )
+
+
+class Gateway(_Group):
+    """The HTTP side."""
+
+    count: int = Field(1, ge=1, description="Gateway processes.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on. 0.0.0.0 serves other machines: there is no TLS."
+    )
+    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    max_body_mib: float = Field(8.0, gt=0, description="Largest request body, MiB; a larger one is answered with 413.")
+    haproxy: bool = Field(
+        True, description="HAProxy in front of the gateways, instead of Ray Serve's own proxy in Python."
+    )
+    stream_interval: int = Field(
+        1,
+        ge=1,
+        description="Tokens in one event of a stream, after the first (vLLM's stream_interval). Each event costs "
+        "gateway, proxy and client CPU of their own: more tokens in one save it where it is short.",
+    )
+    request_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds from a request's arrival to its last token at most."
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        (), description="Origins whose pages may call the API from a browser (CORS). Empty: none."
+    )
+
+
+class Router(_Group):
+    """The cluster-wide queue."""
+
+    max_queue: int = Field(
+        2048, ge=1, description="Requests that wait in the queue at most; one more is answered with 429."
+    )
+    no_replica_wait_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds a request waits while no replica is left (one is restarting) before it is answered 503.",
+    )
+    retry_after_s: int = Field(5, ge=1, description="Seconds in the Retry-After header of a 429 or 503.")
+
+
+class Ray(_Group):
+    """The Ray cluster underneath."""
+
+    address: str | None = Field(
+        None, description="null: a Ray of our own on this machine, gone with the session. auto or host:port: join that."
+    )
+    num_cpus: int | None = Field(
+        None, ge=1, description="CPUs that the local Ray may hand out. null: those of this machine."
+    )
+    dashboard: bool = Field(True, description="Start Ray's dashboard with the local Ray.")
+    dashboard_port: int = Field(8265, ge=1, le=65535, description="TCP port of Ray's dashboard.")
+
+
+class Log(_Group):
+    """What is logged."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe level to log.")
+
+    @field_validator("level", mode="before")
+    @classmethod
+    def _any_case(cls, level: object) -> object:
+        return level.upper() if isinstance(level, str) else level
+
+
+class Settings(_Group):
+    """All of Moray's settings."""
+
+    model: Model = Model()
+    engine: Engine = Engine()
+    experts: Experts = Experts()
+    replicas: Replicas = Replicas()
+    gateway: Gateway = Gateway()
+    router: Router = Router()
+    ray: Ray = Ray()
+    log: Log = Log()
+
+
+@dataclass(frozen=True)
+class Resolved:
+    settings: Settings
+    # Dotted key -> why it has the value that it has, for every key that was filled in.
+    reasons: Mapping[str, str]
+
+
+def resolve(settings: Settings, machine: Machine) -> Resolved:
+    """Fill in what follows from the model and the machine: no `auto`, and no null that has a meaning of its own."""
+    model, engine = settings.model, settings.engine
+    embedded = model.embedded
+    which = "the embedded model" if embedded else "the model's directory"
+    reasons: dict[str, str] = {}
+
+    def filled(key: str, value: Any, unset: object, derived: Any, reason: str) -> Any:
+        if value != unset or derived == unset:
+            return value
+        reasons[key] = reason
+        return derived
+
+    device = filled(
+        "engine.device",
+        engine.device,
+        "auto",
+        "cuda" if machine.gpus else "cpu",
+        f"{machine.gpus} GPUs here" if machine.gpus else "no GPU here",
+    )
+    on_cpu = device == "cpu"
+    units, unit = (machine.cpus, "CPUs") if on_cpu else (machine.gpus, "GPUs")
+    if on_cpu and settings.ray.num_cpus is not None:
+        units = settings.ray.num_cpus
+    shards = filled(
+        "experts.expert_parallel",
+        settings.experts.expert_parallel,
+        None,
+        2 if embedded and units >= 2 * settings.replicas.count else 1,
+        f"{units} {unit} here" if embedded else which,
+    )
+    small = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "kv_cache_mib": 64} if embedded else {}
+    parser = filled("model.reasoning_parser", model.reasoning_parser, None, "deepseek_r1" if embedded else None, which)
+    resolved = settings.model_copy(
+        update={
+            "model": model.model_copy(
+                update={
+                    "name": filled("model.name", model.name, None, model.served_name, which),
+                    "dtype": filled(
+                        "model.dtype", model.dtype, "auto", "float32" if embedded and on_cpu else "auto", which
+                    ),
+                    "reasoning_parser": None if parser == "none" else parser,
+                }
+            ),
+            "engine": engine.model_copy(
+                update={
+                    "device": device,
+                    "host": filled(
+                        "engine.host",
+                        engine.host,
+                        "auto",
+                        "thread" if on_cpu and shards == 1 else "process",
+                        f"{device}, {shards} shards a replica",
+                    ),
+                    "enforce_eager": filled("engine.enforce_eager", engine.enforce_eager, None, on_cpu, device),
+                    **{key: filled(f"engine.{key}", getattr(engine, key), None, n, which) for key, n in small.items()},
+                }
+            ),
+            "experts": settings.experts.model_copy(update={"expert_parallel": shards}),
+            "replicas": settings.replicas.model_copy(
+                update={
+                    "gpus_per_shard": filled(
+                        "replicas.gpus_per_shard",
+                        settings.replicas.gpus_per_shard,
+                        None,
+                        0.0 if on_cpu else 1.0,
+                        device,
+                    )
+                }
+            ),
+        }
+    )
+    return Resolved(resolved, reasons)
+
+
+def contradictions(settings: Settings, machine: Machine) -> list[str]:
+    """Sentences about resolved settings that cannot all be had. Empty: none."""
+    found: list[str] = []
+    shards, count = settings.experts.shards, settings.replicas.count
+    if settings.ray.address is None and settings.ray.dashboard and settings.gateway.port == settings.ray.dashboard_port:
+        found.append(f"gateway.port and ray.dashboard_port are both {settings.gateway.port}: choose another for one")
+    if settings.ray.address is None:
+        found += _beyond_this_machine(settings, machine, shards, count)
+    if settings.engine.host == "thread" and shards > 1:
+        found.append(
+            f"engine.host is thread, but experts.expert_parallel is {shards}: each shard is a process of its own; "
+            "leave engine.host on auto, or set experts.expert_parallel to 1"
+        )
+    return found
+
+
+def _beyond_this_machine(settings: Settings, machine: Machine, shards: int, count: int) -> list[str]:
+    cpus = settings.ray.num_cpus or machine.cpus
+    if settings.engine.device == "cuda":
+        gpus = shards * count * (settings.replicas.gpus_per_shard or 0)
+        if machine.gpus == 0:
+            return ["engine.device is cuda, but this machine shows no NVIDIA GPU: set engine.device to cpu"]
+        if gpus > machine.gpus:
+            return [_too_many(shards, count, gpus, "GPUs", machine.gpus)]
+    if shards > cpus and settings.engine.device == "cpu":
+        return [
+            f"experts.expert_parallel is {shards}, but this machine has {cpus} CPUs: shards that take turns on one CPU "
+            f"stall each other; set it to {cpus} or less"
+        ]
+    wanted = shards * count * settings.replicas.cpus_per_shard
+    return [_too_many(shards, count, wanted, "CPUs", cpus)] if wanted > cpus else []
+
+
+def _too_many(shards: int, count: int, wanted: float, unit: str, there: int) -> str:
+    each = unit.lower() + "_per_shard"
+    return (
+        f"replicas.count {count} x experts.expert_parallel {shards} x replicas.{each} needs {wanted:g} {unit}, "
+        f"but this machine has {there}: the last replica would wait for ever; lower one of them"
+    )

@@ -1,0 +1,231 @@
+"""`moray bench frontend`: what everything around the engine costs.
+
+The same unsharded engine core, once driven directly in one process, once through HTTP, proxy, gateway, router and Ray;
+both stand side by side, and rounds alternate between them, so that a noisy machine is noisy to both.
+"""
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import psutil
+import uvloop
+
+from cluster.app import engine_spec
+from cluster.config import load
+from ops.bench.direct_engine import Result, Round
+from ops.bench.sse_load import Load, run_load
+from ops.errors import UserError
+
+CONCURRENCIES = (1, 32, 128)
+
+
+class BenchFailed(UserError):
+    """The measurement could not be made, or not honestly."""
+
+
+def measure(rounds: int, output_tokens: int, stream_interval: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the whole comparison; returns its figures (see `moray bench frontend --help`)."""
+    port = _free_port()
+    overrides = {
+        "experts.expert_parallel": "1",
+        "gateway.port": str(port),
+        "gateway.stream_interval": str(stream_interval),
+        "ray.dashboard": "false",
+    }
+    settings = load(None, os.environ, overrides).settings
+    report("starting the session and, beside it, the engine alone")
+    with _session(port, overrides) as url, _DirectEngine(msgspec.json.encode(engine_spec(settings)).decode()) as direct:
+        bodies = {c: _bodies(settings.model.served_name, max(16, 4 * c), output_tokens) for c in CONCURRENCIES}
+        prompts = {c: _token_ids(url, bodies[c]) for c in CONCURRENCIES}
+        cpu = _Cpu(url)
+        through: dict[int, list[Load]] = {c: [] for c in CONCURRENCIES}
+        alone: dict[int, list[Result]] = {c: [] for c in CONCURRENCIES}
+        hops: list[dict[str, float]] = []
+        for number in range(-1, rounds):  # the first one warms up both
+            for c in CONCURRENCIES:
+                raw = direct.run(Round(prompts[c], [body["max_tokens"] for body in bodies[c]], c))
+                before = cpu.read()
+                run = uvloop.run(run_load(url, bodies[c], c))
+                after = cpu.read()
+                if run.errors or run.tokens != raw.tokens:
+                    raise BenchFailed(f"{run.tokens} of {raw.tokens} tokens came; first error: {run.errors[:1]}")
+                if number < 0:
+                    continue
+                through[c].append(run)
+                alone[c].append(raw)
+                if c == 32:
+                    hops.append({hop: 1e6 * (after[hop] - before[hop]) / run.tokens for hop in after})
+                report(
+                    f"round {number + 1}/{rounds}, concurrency {c}: "
+                    f"{run.tokens / run.seconds:,.0f} of {raw.tokens / raw.seconds:,.0f} tok/s"
+                )
+        return {"stream_interval": stream_interval} | _figures(through, alone, hops, output_tokens)
+
+
+def _figures(
+    through: dict[int, list[Load]], alone: dict[int, list[Result]], hops: list[dict[str, float]], output_tokens: int
+) -> dict[str, Any]:
+    """Medians over rounds; a ratio is taken within a round, its spread is (least, greatest)."""
+    out: dict[str, Any] = {"rounds": len(hops), "output_tokens": output_tokens, "cpus": os.cpu_count()}
+    for c in CONCURRENCIES:
+        ratios = [(t.tokens / t.seconds) / (a.tokens / a.seconds) for t, a in zip(through[c], alone[c], strict=True)]
+        out[f"throughput_ratio_{c}"] = round(statistics.median(ratios), 3)
+        out[f"throughput_ratio_{c}_spread"] = [round(min(ratios), 3), round(max(ratios), 3)]
+        out[f"tok_s_{c}"] = round(statistics.median(t.tokens / t.seconds for t in through[c]))
+        out[f"direct_tok_s_{c}"] = round(statistics.median(a.tokens / a.seconds for a in alone[c]))
+        ttft = [s.ttft for t in through[c] for s in t.streams]
+        out[f"ttft_p50_ms_{c}"] = round(1e3 * statistics.median(ttft), 1)
+    added = [
+        1e3 * (statistics.median(s.ttft for s in t.streams) - statistics.median(a.ttft_s))
+        for t, a in zip(through[1], alone[1], strict=True)
+    ]
+    out["added_ttft_p50_ms_1"] = round(statistics.median(added), 1)
+    out["added_ttft_p50_ms_1_spread"] = [round(min(added), 1), round(max(added), 1)]
+    out["direct_ttft_p50_ms_1"] = round(1e3 * statistics.median(x for a in alone[1] for x in a.ttft_s), 1)
+    out["cpu_us_per_token_32"] = {hop: round(statistics.median(h[hop] for h in hops), 1) for hop in hops[0]}
+    out["direct_engine_cpu_us_per_token_32"] = round(statistics.median(1e6 * a.cpu_s / a.tokens for a in alone[32]), 1)
+    return out
+
+
+def _bodies(model: str, count: int, output_tokens: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": f"What is {100 + 7 * i % 800}+{100 + 3 * i % 900}?"}],
+            # From half to one and a half: streams of one length would begin and end in waves.
+            "max_tokens": output_tokens // 2 + i * 37 % (output_tokens + 1),
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+        for i in range(count)
+    ]
+
+
+def _token_ids(url: str, bodies: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """The very prompts that the gateway will make of these bodies."""
+    with httpx.Client(base_url=url, timeout=30) as client:
+        return [
+            client.post("/tokenize", json={"model": b["model"], "messages": b["messages"]})
+            .raise_for_status()
+            .json()["tokens"]
+            for b in bodies
+        ]
+
+
+class _DirectEngine:
+    """`ops.bench.direct_engine` in a process of its own."""
+
+    def __init__(self, spec_json: str) -> None:
+        self._command = [sys.executable, "-m", "ops.bench.direct_engine", spec_json]
+
+    def __enter__(self) -> "_DirectEngine":
+        self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill and stop the engine
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        while (line := self._line()) != "ready\n":
+            if not line:
+                self._log.seek(0)
+                raise BenchFailed(f"the engine alone did not start:\n{self._log.read()[-2000:]}")
+        return self
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def run(self, work: Round) -> Result:
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(work).decode() + "\n")
+        self._process.stdin.flush()
+        return msgspec.json.decode(self._line(), type=Result)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+@contextmanager
+def _session(port: int, overrides: dict[str, str]) -> Iterator[str]:
+    """A session of our own on `port`; yields its URL."""
+    moray = [sys.executable, "-m", "ops.cli"]
+    sets = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+    with tempfile.TemporaryDirectory(prefix="moray-bench-") as state:
+        env = os.environ | {"MORAY_STATE_DIR": state}
+        up = subprocess.run([*moray, "up", "--detach", *sets], env=env, capture_output=True, text=True, check=False)
+        if up.returncode != 0:
+            raise BenchFailed(f"the session did not start:\n{up.stdout[-1000:]}{up.stderr[-2000:]}")
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            subprocess.run([*moray, "down"], env=env, capture_output=True, check=False)
+
+
+class _Cpu:
+    """CPU seconds of each hop since it started, read from /proc."""
+
+    def __init__(self, url: str) -> None:
+        status = httpx.get(f"{url}/moray/status", timeout=30).raise_for_status().json()
+        self._gateway = psutil.Process(status["gateway"]["pid"])
+        self._router = psutil.Process(status["router"]["pid"])
+        self._replica = psutil.Process(status["replicas"][0]["engine"]["pid"])
+        self._session = self._gateway.environ().get("MORAY_SESSION", "")
+
+    def read(self) -> dict[str, float]:
+        engine = _thread_seconds(self._replica.pid, "engine")
+        return {
+            "client": time.process_time(),
+            "proxy": sum(_seconds(p) for p in self._proxies()),
+            "gateway": _seconds(self._gateway),
+            "router": _seconds(self._router),
+            "replica_shell": _seconds(self._replica) - engine,
+            "engine": engine,
+        }
+
+    def _proxies(self) -> list[psutil.Process]:
+        return [
+            p
+            for p in psutil.process_iter(["name"])
+            if p.info["name"] == "haproxy" and _environment(p).get("MORAY_SESSION") == self._session
+        ]
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return dict(process.environ())
+    except psutil.Error:
+        return {}
+
+
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _thread_seconds(pid: int, name: str) -> float:
+    """CPU seconds of the process's threads of this name."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    total = 0.0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        stat = (task / "stat").read_text()
+        if stat[stat.index("(") + 1 : stat.rindex(")")] == name:
+            fields = stat[stat.rindex(")") + 2 :].split()
+            total += (int(fields[11]) + int(fields[12])) / ticks
+    return total
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,344 @@
+"""The `moray` command: its arguments and its output. What the commands do lies in the modules beside this one.
+
+Nothing heavy is imported before the command that needs it: `moray --help` has to answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from ops.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cluster.config import Loaded
+
+# Usage and settings are the caller's to mend before anything ran; 1 is left to what failed while running.
+USAGE_ERROR = 2
+
+app = typer.Typer(
+    name="moray",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Moray serves mixture-of-experts models with vLLM engines on a Ray cluster.",
+    epilog='First steps: `moray doctor`, `moray up`, then in another terminal `moray ask "What is 27 + 48?"`.',
+)
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", envvar="MORAY_CONFIG", help="YAML file of settings.", metavar="FILE"),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. --set engine.max_num_seqs=128. Repeatable."),
+]
+ModelDir = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="Hugging Face checkpoint. Default: the embedded tiny-r1.")
+]
+ReplicaCount = Annotated[int | None, typer.Option("--replicas", help="Replicas of the model.")]
+Shards = Annotated[int | None, typer.Option("--expert-parallel", help="Shards of each replica's experts.")]
+Host = Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")]
+Port = Annotated[int | None, typer.Option("--port", "-p", help="Port to listen on. Default: 8000.")]
+WhichPort = Annotated[int | None, typer.Option("--port", "-p", help="Which session, if several run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+@app.command(
+    epilog="Examples: `moray up` · `moray up --model ~/models/Qwen3-30B-A3B --expert-parallel 4` · "
+    "`moray up --port 8001 --detach`"
+)
+def up(
+    config: Config = None,
+    model: ModelDir = None,
+    replicas: ReplicaCount = None,
+    expert_parallel: Shards = None,
+    host: Host = None,
+    port: Port = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once it is ready; `moray down` ends it.")
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Start a session: Ray, a router, replicas and gateways. Ctrl-C stops it all."""
+    flags = _flags(model, replicas, expert_parallel, host, port)
+    loaded = _load(config, flags, set_)
+    from ops.up import check_before_start, detached, foreground
+
+    check_before_start(loaded.settings, loaded.origins["ray.dashboard_port"] != "default")
+    if detach:
+        detached(loaded.settings, _again(config, flags, set_), _console())
+    else:
+        foreground(loaded.settings, config, _console())
+
+
+@app.command(epilog="Examples: `moray status` · `moray status --json | jq '.replicas[].state'`")
+def status(port: WhichPort = None, as_json: AsJson = False) -> None:
+    """Show the running session: replicas, their load, and which experts live on which shard."""
+    from ops.session import find
+    from ops.status import fetch, render
+
+    record = find(port)
+    if record.url is None:
+        raise UserError(f"the session on port {record.port} (pid {record.pid}) is still starting")
+    report = fetch(record.url)
+    if as_json:
+        _print_json(report)
+        return
+    console = _console()
+    console.print(f"{record.url}  pid {record.pid}  dashboard {record.dashboard_url or 'off'}")
+    for part in render(report):
+        console.print(part)
+
+
+@app.command(
+    epilog='Examples: `moray ask "What is 27 + 48?"` · `moray ask --system "Be brief." --max-tokens 64 "…"` · '
+    "`cat question.txt | moray ask -`"
+)
+def ask(
+    question: Annotated[str, typer.Argument(help="The question; - reads it from standard input.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model. Default: the first that is served.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of thinking and answer at most.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0: always the likeliest token.")] = 0.0,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    port: WhichPort = None,
+    url: Annotated[str | None, typer.Option(help="A server elsewhere instead of the local session.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the running model; its thinking is shown dim, apart from the answer."""
+    from ops.ask import ask as stream
+    from ops.ask import collect, connect, served_model
+    from ops.session import find
+
+    text = sys.stdin.read() if question == "-" else question
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    with connect(url or _url_of(find(port).url)) as client:
+        body: dict[str, Any] = {
+            "model": model or served_model(client),
+            "messages": messages,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        }
+        if as_json:
+            _print_json({"model": body["model"], **collect(stream(client, body))})
+            return
+        _show(_console(), stream(client, body))
+
+
+@app.command(epilog="Examples: `moray down` · `moray down --port 8001`")
+def down(port: WhichPort = None) -> None:
+    """Stop the running session and everything it started. Does nothing if none runs."""
+    from ops.session import NoSessionError, find, stop
+
+    console = _console()
+    try:
+        record = find(port)
+    except NoSessionError as nothing:
+        console.print(str(nothing).partition(";")[0], highlight=False)
+        return
+    stop(record, lambda said: console.print(f"session on port {record.port}: {said}", highlight=False))
+    console.print("stopped")
+
+
+@app.command(epilog="Examples: `moray config` · `MORAY_GATEWAY__PORT=8001 moray config --json`")
+def config(
+    config: Config = None,
+    model: ModelDir = None,
+    replicas: ReplicaCount = None,
+    expert_parallel: Shards = None,
+    host: Host = None,
+    port: Port = None,
+    set_: Set = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what each setting does.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the effective settings and where each comes from."""
+    loaded = _load(config, _flags(model, replicas, expert_parallel, host, port), set_)
+    values = loaded.settings.model_dump(mode="json")
+    if as_json:
+        _print_json({"settings": values, "origins": dict(loaded.origins)})
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("setting", "value", "from", *(["what it does"] if explain else []))
+    for key, origin in loaded.origins.items():
+        group, name = key.split(".", 1)
+        if name.startswith("extra."):
+            value = values[group]["extra"][name.removeprefix("extra.")]
+        else:
+            value = values[group][name]
+        row = [Text(key), Text(json.dumps(value)), Text(origin, style="dim" if origin == "default" else "")]
+        table.add_row(*row, *([Text(_description(group, name))] if explain else []))
+    _console().print(table)
+
+
+@app.command(
+    epilog="Examples: `moray doctor` · `moray doctor --model ~/models/Qwen3-30B-A3B --expert-parallel 4 --json`"
+)
+def doctor(
+    config: Config = None,
+    model: ModelDir = None,
+    expert_parallel: Shards = None,
+    port: Port = None,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check what this machine can run, what is missing, and the way out."""
+    loaded = _load(config, _flags(model, None, expert_parallel, None, port), set_)
+    from ops.doctor import Level, examine
+
+    findings = list(examine(loaded.settings))
+    if as_json:
+        _print_json(
+            [{"what": f.what, "level": f.level.value, "found": f.found, "way_out": f.way_out} for f in findings]
+        )
+    else:
+        from rich.table import Table
+        from rich.text import Text
+
+        styles = {Level.OK: "green", Level.WARNING: "yellow", Level.MISSING: "bold red"}
+        table = Table("", "what")
+        for column in ("found", "way out"):
+            table.add_column(column, overflow="fold")
+        for f in findings:
+            table.add_row(Text(f.level.value, style=styles[f.level]), f.what, Text(f.found), Text(f.way_out))
+        _console().print(table)
+    if any(f.level is Level.MISSING for f in findings):
+        raise typer.Exit(1)
+
+
+# `ops/bench/` brings its own sub-commands; its libraries are imported when they are asked for.
+if importlib.util.find_spec("ops.bench"):
+
+    @app.command(
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        help="Measure a session: load, latency, throughput.",
+    )
+    def bench(ctx: typer.Context) -> None:
+        from ops.bench.cli import app as bench_app  # type: ignore[import-not-found, unused-ignore]
+
+        bench_app(args=ctx.args, prog_name="moray bench")
+
+
+def main() -> None:
+    """The console script: what a person can put right is told in one message, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        _say_error(str(error))
+        _leave(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; without Ray's exit hooks, which wait some ten seconds for a Ray that has broken down or is gone."""
+    if "ray" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _load(config: Path | None, flags: dict[str, Any], pairs: list[str] | None) -> Loaded:
+    """Effective settings; a mistake in them ends the command with the whole list."""
+    from cluster.config import ConfigError, load
+
+    overrides = dict(flags)
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals:
+            _say_error(f"--set {pair}: write it as key=value, e.g. --set gateway.port=8001")
+            raise typer.Exit(USAGE_ERROR)
+        overrides[key.strip()] = value.strip()
+    try:
+        return load(config, os.environ, overrides)
+    except ConfigError as error:
+        _say_error(str(error))
+        raise typer.Exit(USAGE_ERROR) from None
+
+
+def _flags(
+    model: Path | None, replicas: int | None, expert_parallel: int | None, host: str | None, port: int | None
+) -> dict[str, Any]:
+    """The options that stand for settings, by their keys; those not given are left out."""
+    given = {
+        "model.path": model,
+        "replicas.count": replicas,
+        "experts.expert_parallel": expert_parallel,
+        "gateway.host": host,
+        "gateway.port": port,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _again(config: Path | None, flags: dict[str, Any], pairs: list[str] | None) -> list[str]:
+    """The arguments that make the same `up` again, in the foreground."""
+    chosen = [f"{key}={value}" for key, value in flags.items()] + (pairs or [])
+    return ["up", *(["--config", str(config)] if config else []), *(arg for pair in chosen for arg in ("--set", pair))]
+
+
+def _url_of(url: str | None) -> str:
+    if url is None:
+        raise UserError("the session is still starting; `moray status` tells when it is ready")
+    return url
+
+
+def _show(console: Console, stream: Any) -> None:
+    """Pieces as they come: the thinking dim, a blank line, the answer; then the usage."""
+    from rich.text import Text
+
+    from ops.ask import Ending
+
+    last = None
+    for item in stream:
+        if isinstance(item, Ending):
+            usage = item.usage
+            counts = f"{usage.get('prompt_tokens', '?')} tokens in, {usage.get('completion_tokens', '?')} out"
+            cut = ", cut off by --max-tokens" if item.finish_reason == "length" else ""
+            console.print(Text(f"\n\n{counts}{cut}", style="dim"))
+            continue
+        if last == "thinking" and item.kind == "answer":
+            console.print("\n")
+        last = item.kind
+        console.print(Text(item.text, style="dim italic" if item.kind == "thinking" else ""), end="", soft_wrap=True)
+
+
+def _description(group: str, name: str) -> str:
+    from cluster.config import Settings
+
+    groups: Any = Settings.model_fields[group].annotation
+    return str(groups.model_fields[name.split(".")[0]].description)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _say_error(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

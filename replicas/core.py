@@ -1,0 +1,61 @@
+"""The engine core as the rest of Moray sees it: seven verbs. `vllm_core.VllmCore` is the real one."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from experts.placement import ShardPlacement
+from replicas.messages import Capacity
+from replicas.wire import Buffer
+
+
+class StepOutput(NamedTuple):
+    """What one engine step made for one client."""
+
+    client: int
+    frame: Sequence[Buffer]  # encoded; the gateway's half of the engine decodes it
+    finished: Sequence[str]  # request ids that ended in this step
+
+
+class CoreLoad(NamedTuple):
+    """What the core holds now."""
+
+    running: int
+    waiting: int
+    kv_used: float  # share of KV blocks in use, 0..1
+
+
+class RequestRejected(Exception):
+    """The core cannot take this one request; the core itself is well."""
+
+    def __init__(self, request_id: str, reason: str) -> None:
+        super().__init__(reason)
+        self.request_id = request_id
+
+
+class EngineCore(Protocol):
+    """One engine core. All calls come from the one thread that built it."""
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    def add(self, client: int, request: Sequence[Buffer]) -> str:
+        """Takes an encoded request whose outputs go to `client`; returns its id. Raises RequestRejected."""
+        ...
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Forgets requests; ids that it does not know are ignored. Nothing is output for them."""
+        ...
+
+    def has_work(self) -> bool: ...
+
+    def step(self) -> Sequence[StepOutput]:
+        """One iteration of the batch. An exception means that the core is dead."""
+        ...
+
+    def load(self) -> CoreLoad: ...
+
+    def placement(self) -> tuple[ShardPlacement, ...]:
+        """Which experts live on which shard."""
+        ...
+
+    def shutdown(self) -> None: ...

@@ -1,0 +1,261 @@
+"""Runs one engine core and speaks with its gateways: the same code in a thread of the replica or in its own process.
+
+Two threads. The *engine thread* (the caller's own) owns the core: it takes commands, steps, encodes. The *I/O thread*
+runs an event loop with the gateways' connections. They meet in two queues; the core itself is never shared.
+
+The replica is at the other end of a `multiprocessing.Pipe`, whichever thread or process it is in: `Ready`, `Load` and
+`Failed` go up, `Stop` comes down. A pipe that closes means that the replica is gone, and the core goes with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import secrets
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection as Pipe
+from typing import NamedTuple
+
+import msgspec
+import uvloop
+
+from experts.linux import name_thread
+from experts.placement import ShardPlacement
+from replicas.core import CoreLoad, EngineCore, RequestRejected
+from replicas.messages import Capacity
+from replicas.wire import Buffer, Connection, Kind
+
+logger = logging.getLogger(__name__)
+
+IDLE_LOOK_S = 1.0
+LOAD_INTERVAL_S = 0.05  # a report on change, at most 20 times a second: what the router's decisions need
+
+
+class Ready(NamedTuple):
+    """The core has loaded and listens."""
+
+    port: int
+    token: str
+    pid: int
+    capacity: Capacity
+    shards: tuple[ShardPlacement, ...]
+
+
+class Failed(NamedTuple):
+    """The core could not load, or died. `reason` is one sentence, `detail` the traceback for the log."""
+
+    reason: str
+    detail: str
+
+
+class Stop(NamedTuple):
+    """The replica wants the core to end."""
+
+
+class _Add(NamedTuple):
+    client: int
+    request: Sequence[Buffer]
+
+
+class _Abort(NamedTuple):
+    request_ids: Sequence[str]
+
+
+class _Gone(NamedTuple):
+    """A gateway's connection closed: all its requests are aborted."""
+
+    client: int
+
+
+_Command = _Add | _Abort | _Gone | Stop
+
+
+def host_core(build: Callable[[], EngineCore], pipe: Pipe, listen: str) -> None:
+    """Builds the core in this thread and serves until told to stop, the replica goes, or the core dies.
+
+    `listen` is the address that gateways reach this host by; the port is the system's choice, the token a fresh secret.
+    """
+    name_thread("engine")
+    try:
+        core = build()
+    except BaseException as error:
+        _tell(pipe, Failed(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        hang_up(pipe)
+        return
+    host = _CoreHost(core, pipe)
+    token = secrets.token_hex(16)
+    try:
+        port = host.listen(listen, token)
+        _tell(pipe, Ready(port, token, os.getpid(), core.capacity, core.placement()))
+        host.run()
+    except BaseException as error:
+        logger.exception("The engine core died.")
+        _tell(pipe, Failed(f"{type(error).__name__}: {error}", traceback.format_exc()))
+    finally:
+        host.close()
+        core.shutdown()
+        hang_up(pipe)
+
+
+def _tell(pipe: Pipe, message: Ready | Failed | CoreLoad) -> None:
+    with contextlib.suppress(OSError):  # the replica is gone; run() notices by itself
+        pipe.send(message)
+
+
+def hang_up(pipe: Pipe) -> None:
+    """Ends the pipe for both ends: whoever waits for a message, there or here in another thread, gets an EOFError.
+
+    To close it instead would leave a reader in this process waiting, on a descriptor that may soon be somebody else's.
+    """
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+class _CoreHost:
+    def __init__(self, core: EngineCore, pipe: Pipe) -> None:
+        self._core = core
+        self._pipe = pipe
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._loop = uvloop.new_event_loop()
+        self._io: threading.Thread | None = None
+        # I/O thread only:
+        self._closing = asyncio.Event()
+        self._connections: dict[int, Connection] = {}
+        self._clients: dict[Connection, int] = {}
+        self._next_client = 0
+        # Engine thread only:
+        self._open: dict[int, set[str]] = {}  # client -> requests that have not ended
+        self._last_load = CoreLoad(0, 0, 0.0)
+        self._last_report = 0.0
+
+    # -- engine thread ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Take commands, step, hand out frames; until stopped."""
+        while self._take_commands():
+            outputs = self._core.step()
+            if outputs:
+                for output in outputs:
+                    self._open.get(output.client, set()).difference_update(output.finished)
+                self._loop.call_soon_threadsafe(self._send_frames, outputs)
+            self._report_load()
+
+    def _take_commands(self) -> bool:
+        """Handles what has come; waits while the core has nothing to do. False: stop."""
+        while True:
+            idle = not self._core.has_work()
+            if idle:
+                self._report_load(now_idle=True)
+            try:
+                # An idle core looks up now and then: its workers may have died meanwhile, which is work.
+                command = self._commands.get(block=idle, timeout=IDLE_LOOK_S)
+            except queue.Empty:
+                if idle:
+                    continue
+                return True
+            if isinstance(command, Stop):
+                return False
+            self._handle(command)
+
+    def _handle(self, command: _Add | _Abort | _Gone) -> None:
+        if isinstance(command, _Add):
+            try:
+                request_id = self._core.add(command.client, command.request)
+            except RequestRejected as error:
+                reply = msgspec.msgpack.encode((error.request_id, str(error)))
+                self._loop.call_soon_threadsafe(self._send, command.client, Kind.REJECTED, [reply])
+            else:
+                self._open.setdefault(command.client, set()).add(request_id)
+        elif isinstance(command, _Abort):
+            self._core.abort(command.request_ids)
+            for requests in self._open.values():
+                requests.difference_update(command.request_ids)
+        elif requests := self._open.pop(command.client, set()):
+            self._core.abort(sorted(requests))
+
+    def _report_load(self, now_idle: bool = False) -> None:
+        now = time.monotonic()
+        if not now_idle and now - self._last_report < LOAD_INTERVAL_S:
+            return
+        load = self._core.load()
+        if load != self._last_load:
+            self._last_load, self._last_report = load, now
+            _tell(self._pipe, load)
+
+    # -- I/O thread ---------------------------------------------------------------------------------------------------
+
+    def listen(self, address: str, token: str) -> int:
+        """Opens the port and starts the I/O thread; returns the port."""
+        started: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+        self._io = threading.Thread(target=self._serve, args=(address, token, started), name="core-io", daemon=True)
+        self._io.start()
+        threading.Thread(target=self._watch_replica, name="core-replica-watch", daemon=True).start()
+        port = started.get()
+        if isinstance(port, Exception):
+            raise port
+        return port
+
+    def _serve(self, address: str, token: str, started: "queue.SimpleQueue[int | Exception]") -> None:
+        name_thread("core-io")
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._accept_until_closed(address, token, started))
+
+    async def _accept_until_closed(
+        self, address: str, token: str, started: "queue.SimpleQueue[int | Exception]"
+    ) -> None:
+        try:
+            server = await self._loop.create_server(lambda: self._accept(token), address, 0)
+        except Exception as error:
+            started.put(error)
+            return
+        started.put(int(server.sockets[0].getsockname()[1]))
+        await self._closing.wait()
+        server.close()
+        for connection in list(self._connections.values()):
+            connection.close()
+
+    def _accept(self, token: str) -> Connection:
+        connection = Connection(self._on_message, self._on_lost, expect_token=token)
+        self._clients[connection], self._connections[self._next_client] = self._next_client, connection
+        self._next_client += 1
+        return connection
+
+    def _on_message(self, connection: Connection, kind: Kind, buffers: list[bytes]) -> None:
+        if kind is Kind.ADD:
+            self._commands.put(_Add(self._clients[connection], buffers))
+        elif kind is Kind.ABORT:
+            self._commands.put(_Abort(msgspec.msgpack.decode(buffers[0], type=list[str])))
+
+    def _on_lost(self, connection: Connection) -> None:
+        client = self._clients.pop(connection)
+        del self._connections[client]
+        self._commands.put(_Gone(client))
+
+    def _send_frames(self, outputs: Sequence[tuple[int, Sequence[Buffer], Sequence[str]]]) -> None:
+        for client, frame, _ in outputs:
+            self._send(client, Kind.FRAME, frame)
+
+    def _send(self, client: int, kind: Kind, buffers: Sequence[Buffer]) -> None:
+        if connection := self._connections.get(client):
+            connection.send(kind, buffers)
+
+    # -- the replica --------------------------------------------------------------------------------------------------
+
+    def _watch_replica(self) -> None:
+        """Ends the core when the replica says so or is gone."""
+        with contextlib.suppress(EOFError, OSError):
+            while not isinstance(self._pipe.recv(), Stop):
+                pass
+        self._commands.put(Stop())
+
+    def close(self) -> None:
+        """Closes every connection: gateways resume elsewhere what was still running here."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it never listened
+            self._loop.call_soon_threadsafe(self._closing.set)
+        if self._io is not None:
+            self._io.join(timeout=1)

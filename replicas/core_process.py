@@ -1,0 +1,31 @@
+"""The engine core in a process of its own: `python -m replicas.core_process PIPE_FD LISTEN SPEC_JSON`.
+
+It never outlives its replica: the kernel kills it when the replica's process ends (prctl), and the pipe's end tells
+it too. vLLM's workers are forked from here before any other thread exists, which is why they may be forked at all.
+"""
+
+import os
+import signal
+import sys
+from functools import partial
+from multiprocessing.connection import Connection
+
+import msgspec
+
+from experts.linux import die_with_parent
+from replicas.core_host import host_core
+from replicas.engine_host import build_core
+from replicas.engine_spec import EngineSpec
+
+
+def main() -> None:
+    fd, listen, spec_json = sys.argv[1:]
+    die_with_parent(int(os.environ["MORAY_REPLICA_PID"]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal reaches the whole group; the replica decides
+    spec = msgspec.json.decode(spec_json, type=EngineSpec)
+    host_core(partial(build_core, spec), Connection(int(fd)), listen)
+    os._exit(0)  # the interpreter's own tear-down of torch and its threads takes seconds and frees nothing
+
+
+if __name__ == "__main__":
+    main()

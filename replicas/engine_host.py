@@ -1,0 +1,178 @@
+"""Starts a core host in a thread or in a process of its own, and holds the replica's end of its pipe."""
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import pkgutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection as Pipe
+
+import msgspec
+
+from experts.linux import remove_unmapped_shared_memory
+from experts.placement import omp_binding
+from replicas.core import CoreLoad, EngineCore
+from replicas.core_host import Failed, Ready, Stop, hang_up, host_core
+from replicas.engine_spec import EngineSpec
+
+STOP_GRACE_S = 10.0  # seconds in which a core that was told to stop finishes its step and hangs up
+
+
+class EngineFailed(Exception):
+    """The engine core could not start, or died. The message is one sentence; `detail` is the core's traceback."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail
+
+
+def core_environment(spec: EngineSpec) -> dict[str, str]:
+    """Environment of the process that runs the core; must be set before torch and vLLM are imported."""
+    env = {
+        "HF_HUB_OFFLINE": "1",  # models are directories; a look at a hub would only delay the start
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # we host the core; vLLM shall not start a process for it
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+    }
+    if spec.device == "cpu":
+        env["TORCHDYNAMO_DISABLE"] = "1"  # the first request with logprobs would compile C++ for 20 s
+        env["OMP_NUM_THREADS"] = "1"  # one thread a shard: small models lose more by waking threads than they gain
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        if spec.shards > 1:
+            env["TOKENIZERS_PARALLELISM"] = "false"  # its thread pool would forbid to fork the workers
+            env["VLLM_CPU_OMP_THREADS_BIND"] = omp_binding(spec.shards, sorted(os.sched_getaffinity(0)))
+    return env
+
+
+class EngineHost:
+    """A running core host, seen from its replica. Start with `await EngineHost.start(...)`."""
+
+    def __init__(self, spec: EngineSpec, pipe: Pipe, process: "subprocess.Popen[bytes] | None") -> None:
+        self._spec = spec
+        self._pipe = pipe
+        self._process = process
+        self._thread: threading.Thread | None = None
+        self._ending = False  # by our own will: the core's end is then no failure
+        self.failure: EngineFailed | None = None
+
+    @classmethod
+    async def start(cls, spec: EngineSpec, listen: str) -> "tuple[EngineHost, Ready]":
+        """Starts the core and waits until it is ready. EngineFailed if it cannot load within start_timeout_s."""
+        ours, theirs = multiprocessing.Pipe()
+        if spec.host == "process":
+            host = cls(spec, ours, _spawn(spec, theirs, listen))
+            theirs.close()
+        else:
+            host = cls(spec, ours, None)
+            os.environ.update(core_environment(spec))
+            host._thread = threading.Thread(
+                target=host_core, args=(partial(build_core, spec), theirs, listen), name="engine", daemon=True
+            )
+            host._thread.start()
+        try:
+            return host, await host._ready()
+        except BaseException:
+            host.kill()
+            raise
+
+    async def _ready(self) -> Ready:
+        limit = self._spec.start_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                first = await asyncio.to_thread(self._receive)
+        except TimeoutError:
+            raise EngineFailed(
+                f"the engine core was not ready within {limit:g} s; "
+                "a large model or slow storage needs a larger replicas.start_timeout_s"
+            ) from None
+        if isinstance(first, Ready):
+            return first
+        raise first if isinstance(first, EngineFailed) else EngineFailed("the engine core spoke out of turn")
+
+    def _receive(self) -> Ready | CoreLoad | EngineFailed:
+        """The next message from the core (blocking)."""
+        try:
+            message = self._pipe.recv()
+        except (EOFError, OSError):
+            return EngineFailed(f"the engine core's process ended{self._exit_words()}")
+        if isinstance(message, Failed):
+            return EngineFailed(message.reason, message.detail)
+        assert isinstance(message, Ready | CoreLoad)
+        return message
+
+    def _exit_words(self) -> str:
+        if self._process is None:
+            return ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(timeout=1)
+            return f" by signal {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
+        return ""
+
+    def watch(self, on_load: Callable[[CoreLoad], None], on_failure: Callable[[EngineFailed], None]) -> None:
+        """Calls back on this event loop: each load report, and once when the core has died by itself."""
+        loop = asyncio.get_running_loop()
+
+        def read() -> None:
+            while True:
+                message = self._receive()
+                if self._ending:
+                    return
+                with contextlib.suppress(RuntimeError):  # the loop closed before us
+                    if isinstance(message, CoreLoad):
+                        loop.call_soon_threadsafe(on_load, message)
+                    elif isinstance(message, EngineFailed):
+                        self.failure = message
+                        loop.call_soon_threadsafe(on_failure, message)
+                if isinstance(message, EngineFailed):
+                    return
+
+        threading.Thread(target=read, name="engine-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends the core in order, by force after STOP_GRACE_S seconds. Blocking; safe to call twice."""
+        if self._ending:
+            return
+        self._ending = True
+        with contextlib.suppress(OSError):
+            self._pipe.send(Stop())
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=STOP_GRACE_S)
+        elif self._thread is not None:
+            self._thread.join(timeout=STOP_GRACE_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends the core's process at once, its workers with it. A core in a thread ends when it has taken its step.
+
+        Not the whole process group: Python's resource tracker in it lives on to unlink the workers' shared memory.
+        """
+        self._ending = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            remove_unmapped_shared_memory()
+        hang_up(self._pipe)
+
+
+def build_core(spec: EngineSpec) -> EngineCore:
+    """Builds the engine core: the first import of vLLM in this process."""
+    core: EngineCore = pkgutil.resolve_name(spec.core)(spec)
+    return core
+
+
+def _spawn(spec: EngineSpec, pipe: Pipe, listen: str) -> "subprocess.Popen[bytes]":
+    """`replicas.core_process` in a process group of its own, so that it and its workers can be ended together."""
+    fd = pipe.fileno()
+    return subprocess.Popen(
+        [sys.executable, "-m", "replicas.core_process", str(fd), listen, msgspec.json.encode(spec).decode()],
+        pass_fds=(fd,),
+        env=os.environ | core_environment(spec) | {"MORAY_REPLICA_PID": str(os.getpid())},
+        start_new_session=True,
+    )

@@ -1,0 +1,114 @@
+"""The replica: a Ray Serve deployment that hosts one engine core and speaks for it to the router.
+
+Serve starts, places, watches and stops it; requests do not come through Serve but from the gateways, straight to the
+core (see `wire`). This file imports no vLLM: with the core in its own process, neither does this one.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+
+from replicas.core import CoreLoad
+from replicas.engine_host import EngineFailed, EngineHost
+from replicas.engine_spec import EngineSpec
+from replicas.messages import LoadReport, ReplicaInfo
+from replicas.router_handle import find_router
+
+logger = logging.getLogger("ray.serve")
+
+HEARTBEAT_S = 1.0  # an unchanged load is reported this often: silence means that the replica is gone
+
+
+class Replica:
+    """One engine core: one group of expert shards on one node."""
+
+    async def __init__(self, spec_json: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._spec = msgspec.json.decode(spec_json, type=EngineSpec)
+        listen = self._spec.listen or ray.util.get_node_ip_address()
+        started = time.monotonic()
+        try:
+            self._host, ready = await EngineHost.start(self._spec, listen)
+        except EngineFailed as error:
+            logger.error("The engine core did not start: %s\n%s", error, error.detail)
+            raise
+        logger.info("Engine core ready after %.1f s in process %d.", time.monotonic() - started, ready.pid)
+        self._info = ReplicaInfo(
+            replica_id=serve.get_replica_context().replica_id.unique_id,
+            epoch=time.time_ns(),
+            host=listen,
+            port=ready.port,
+            token=ready.token,
+            model=self._spec.model,
+            engine_pid=ready.pid,
+            engine_host=self._spec.host,
+            device=self._spec.device,
+            capacity=ready.capacity,
+            shards=ready.shards,
+        )
+        self._load = CoreLoad(0, 0, 0.0)
+        self._changed = asyncio.Event()
+        self._host.watch(self._on_load, self._on_failure)
+        self._reporting = asyncio.create_task(self._report())
+
+    def _on_load(self, load: CoreLoad) -> None:
+        self._load = load
+        self._changed.set()
+
+    def _on_failure(self, failure: EngineFailed) -> None:
+        """The core is dead: so is this replica. Its process ends, which Serve's next health check sees and mends."""
+        logger.error("The engine core died: %s\n%s", failure, failure.detail)
+        logging.shutdown()
+        os._exit(1)
+
+    async def _report(self) -> None:
+        """Keeps the router informed, for as long as this replica lives, through any restart of the router."""
+        router: Any = None
+        while True:
+            try:
+                if router is None:
+                    router = await find_router(self._spec.model)
+                    await router.join.remote(self._info)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
+                self._changed.clear()
+                if not await router.report.remote(self._load_report()):
+                    await router.join.remote(self._info)
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                logger.warning("The router does not answer (%s); trying again.", type(error).__name__)
+                router = None
+                await asyncio.sleep(0.2)
+
+    def _load_report(self) -> LoadReport:
+        running, waiting, kv_used = self._load
+        info = self._info
+        return LoadReport(
+            replica_id=info.replica_id, epoch=info.epoch, running=running, waiting=waiting, kv_used=kv_used
+        )
+
+    def check_health(self) -> None:
+        """Ray Serve asks this; an exception gets the replica restarted."""
+        if self._host.failure is not None:
+            raise self._host.failure
+
+    async def __del__(self) -> None:
+        """Serve's graceful shutdown: take no more, let what runs end, for drain_s at most; the rest resumes."""
+        host = getattr(self, "_host", None)
+        if host is None:  # it never started
+            return
+        self._reporting.cancel()
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            router = await find_router(self._spec.model, timeout_s=1.0)
+            await router.leave.remote(self._info.replica_id, self._info.epoch)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._spec.drain_s):
+                while self._load.running + self._load.waiting > 0:
+                    self._changed.clear()
+                    await self._changed.wait()
+        await asyncio.to_thread(host.stop)

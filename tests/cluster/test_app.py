@@ -1,0 +1,159 @@
+"""Settings become specs; Serve's import path; the environment of a local session."""
+
+import os
+
+import pytest
+
+from cluster import app
+from cluster.config import ConfigError, Machine, load
+from cluster.settings import Settings
+
+MACHINE = Machine(cpus=2, gpus=0)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.config.this_machine", lambda: MACHINE)
+    for name in [name for name in os.environ if name.startswith("MORAY_")]:
+        monkeypatch.delenv(name)
+
+
+def settings(machine: Machine = MACHINE, **overrides: object) -> Settings:
+    return load(None, {}, {key.replace("__", "."): value for key, value in overrides.items()}, machine).settings
+
+
+def test_the_embedded_model_in_one_shard():
+    made = app.engine_spec(settings(experts__expert_parallel=1))
+    from experts.tiny_r1 import checkpoint_path
+
+    assert made.engine_args == {
+        "model": str(checkpoint_path()),
+        "served_model_name": "tiny-r1",
+        "dtype": "float32",
+        "tensor_parallel_size": 1,
+        "enable_expert_parallel": False,
+        "enable_prefix_caching": True,
+        "reasoning_parser": "deepseek_r1",
+        "max_num_seqs": 64,
+        "max_num_batched_tokens": 1024,
+        "kv_cache_memory_bytes": 64 << 20,
+        "enforce_eager": True,
+    }
+    assert (made.model, made.host, made.device, made.shards) == ("tiny-r1", "thread", "cpu", 1)
+    assert made.listen == "127.0.0.1" and made.start_timeout_s == 900.0
+    assert made.core == "replicas.vllm_core:VllmCore"
+
+
+def test_shards_are_processes_that_share_the_experts():
+    made = app.engine_spec(settings())
+    assert (made.shards, made.host) == (2, "process")
+    args = made.engine_args
+    assert (args["tensor_parallel_size"], args["enable_expert_parallel"]) == (2, True)
+    assert args["distributed_executor_backend"] == "mp"
+
+
+def test_another_model_gets_vllms_own_defaults_and_what_was_set(tmp_path):
+    gpus = Machine(cpus=16, gpus=2)
+    made = app.engine_spec(
+        settings(
+            gpus,
+            model__path=str(tmp_path / "DeepSeek"),
+            model__max_model_len=4096,
+            engine__enable_prefix_caching=False,
+            engine__extra={"block_size": 32},
+            experts__expert_parallel=2,
+            ray__address="auto",
+        )
+    )
+    assert made.engine_args == {
+        "model": str(tmp_path / "DeepSeek"),
+        "served_model_name": "DeepSeek",
+        "dtype": "auto",
+        "tensor_parallel_size": 2,
+        "enable_expert_parallel": True,
+        "enable_prefix_caching": False,
+        "distributed_executor_backend": "mp",
+        "max_model_len": 4096,
+        "enforce_eager": False,
+        "block_size": 32,
+    }
+    assert (made.model, made.host, made.device, made.listen) == ("DeepSeek", "process", "cuda", None)
+
+
+def test_unresolved_settings_are_refused():
+    with pytest.raises(AssertionError, match="resolved"):
+        app.engine_spec(Settings())
+
+
+def test_what_every_gateway_starts():
+    made = app.gateway_spec(
+        settings(
+            gateway__max_body_mib=1.5,
+            gateway__allowed_origins=("http://a",),
+            router__retry_after_s=3,
+            model__tool_call_parser="hermes",
+        )
+    )
+    assert (made.max_body_bytes, made.retry_after_s) == (3 << 19, 3)
+    assert (made.allowed_origins, made.tool_call_parser) == (("http://a",), "hermes")
+    assert made.engine == app.engine_spec(settings(model__tool_call_parser="hermes"))
+
+
+@pytest.fixture
+def applied(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """Settings that an application was made of."""
+    made: list[Settings] = []
+    monkeypatch.setattr(app, "application", lambda settings: made.append(settings) or "application")
+    return made
+
+
+def test_build_takes_settings_by_group_and_by_dotted_key(applied, monkeypatch):
+    monkeypatch.setenv("MORAY_GATEWAY__COUNT", "3")
+    args = {"gateway": {"port": 9000}, "engine": {"extra": {"block_size": 32}}, "router.retry_after_s": "9"}
+    assert app.build(args) == "application"
+    (made,) = applied
+    assert (made.gateway.port, made.gateway.count, made.router.retry_after_s) == (9000, 3, 9)
+    assert made.engine.extra == {"block_size": 32} and made.engine.device == "cpu"
+
+
+@pytest.mark.parametrize("args", [None, {}])
+def test_build_needs_no_arguments(applied, args):
+    app.build(args)
+    assert applied == [settings()]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"), [({"gateway": {"prot": 1}}, "gateway.prot"), ({"port": 1}, "port"), ({"gateway": 5}, "gateway")]
+)
+def test_build_names_what_it_does_not_know(applied, args, said):
+    with pytest.raises(ConfigError) as caught:
+        app.build(args)
+    assert said in caught.value.problems[0] and applied == []
+
+
+def test_the_proxys_end_waits_for_the_longest_stream():
+    for timeout_s in (0.5, 600.0, 86_400.0):
+        env = app.serve_environment(settings(gateway__request_timeout_s=timeout_s))
+        assert int(env["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > timeout_s
+    assert env["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+
+
+def test_sessions_stand_side_by_side():
+    one, other = (app.serve_environment(settings()) for _ in range(2))
+    ports = [env[f"RAY_SERVE_HAPROXY_{what}_PORT"] for env in (one, other) for what in ("METRICS", "STATS")]
+    assert len(set(ports)) == 4
+    files = [v for k, v in one.items() if k.endswith(("_LOC", "_PATH", "_BASE", "_FILE"))]
+    assert len(files) == 5 and all(str(os.getpid()) in v for v in files)
+
+
+def test_without_haproxy_nothing_is_said_of_it():
+    env = app.serve_environment(settings(gateway__haproxy=False))
+    assert not any("HA_PROXY" in name or "HAPROXY" in name for name in env)
+    assert all(isinstance(v, str) for v in env.values())
+
+
+def test_a_local_session_does_not_dwell_on_draining():
+    def draining(**overrides: object) -> str:
+        return app.serve_environment(settings(**overrides))["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"]
+
+    assert (draining(), draining(ray__address="auto")) == ("1", "30")

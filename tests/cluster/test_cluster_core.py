@@ -1,0 +1,507 @@
+"""ClusterCore on a real event loop, with real core hosts and a RouterState: what vLLM's front end sees of it all.
+
+The only file here that imports vLLM (10 s): everything that needs it is in this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+import pytest
+from scripted_core import LENGTH, REFUSED, Hosted, continuation, until
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.serial_utils import MsgpackEncoder
+
+from cluster import cluster_core
+from cluster.cluster_core import ClusterCore, RouterGone, resumed_request
+from cluster.outcomes import Ending, Verdict, verdict_of_request
+from cluster.router import RouterState
+from replicas.messages import Inbox, LoadReport, Outbox, ReplicaInfo, Resync
+from replicas.wire import Kind
+
+
+class LocalRouter:
+    """The router actor and its replicas' reports, without Ray."""
+
+    def __init__(self, no_replica_wait_s: float, max_queue: int = 1000) -> None:
+        self.max_queue = max_queue
+        self.no_replica_wait_s = no_replica_wait_s
+        self.state = RouterState(no_replica_wait_s, max_queue)
+        self.alive: list[ReplicaInfo] = []
+        self.gone = False
+        self.resyncs = 0
+        self._on_inbox: Callable[[Inbox], None] | None = None  # the gateway's connection, while it stands
+        self._version = -1  # of the roster that the gateway was told
+        self._ticking = asyncio.ensure_future(self._tick())
+
+    async def _tick(self) -> None:
+        while True:
+            self.beat()
+            await asyncio.sleep(0.01)
+
+    def beat(self) -> None:
+        if self.gone:
+            return
+        for info in self.alive:
+            load = LoadReport(replica_id=info.replica_id, epoch=info.epoch, running=0, waiting=0, kv_used=0.0)
+            if not self.state.report(load, time.monotonic()):
+                self.state.join(info, time.monotonic())
+        self._decide()
+
+    def die(self) -> None:
+        """Its connection breaks; what it knew is as it was until `restart`."""
+        self.gone = True
+        self._on_inbox = None
+        self._on_gone()
+
+    def restart(self) -> None:
+        self.state = RouterState(self.no_replica_wait_s, self.max_queue)
+        self.gone = False
+
+    async def connect(self, on_inbox: Callable[[Inbox], None], on_gone: Callable[[], None]) -> None:
+        await asyncio.sleep(0)
+        if self.gone:
+            raise RouterGone("dead")
+        self._on_inbox, self._on_gone, self._version = on_inbox, on_gone, -1
+
+    def tell(self, message: Outbox | Resync) -> None:
+        """As over a connection: copied, and handled in a later turn of the loop."""
+        sent = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=Outbox | Resync)
+        asyncio.get_running_loop().call_soon(self._handle, sent)
+
+    def _handle(self, message: Outbox | Resync) -> None:
+        if self.gone:
+            return
+        self.resyncs += isinstance(message, Resync)
+        self.state.take("g", message, time.monotonic())
+        self._decide()
+
+    def _decide(self) -> None:
+        self.state.decide(time.monotonic())
+        if self._on_inbox is not None:
+            inbox, self._version = self.state.collect("g", self._version)
+            if inbox is not None:
+                self._on_inbox(msgspec.msgpack.decode(msgspec.msgpack.encode(inbox), type=Inbox))
+
+    @property
+    def placed(self) -> int:
+        return int(self.state.status()["router"]["granted"])
+
+    @property
+    def queued(self) -> int:
+        return int(self.state.status()["router"]["queued"])
+
+
+class Cluster:
+    """A gateway's ClusterCore and all that is behind it."""
+
+    def __init__(self, no_replica_wait_s: float) -> None:
+        self.router = LocalRouter(no_replica_wait_s)
+        self.core = ClusterCore(self.router, "g")
+        self.hosts: list[Hosted] = []
+        self.tokens: dict[str, list[int]] = {}
+        self.ended: dict[str, FinishReason] = {}
+        self.verdicts: dict[str, Verdict] = {}
+        self.prompts: dict[str, tuple[list[int], int]] = {}
+        self._reading = asyncio.ensure_future(self._read())
+
+    def host(self, **script: object) -> Hosted:
+        """A new replica."""
+        made = Hosted(replica_id=f"r{len(self.hosts)}", epoch=len(self.hosts) + 1, **script)
+        self.hosts.append(made)
+        self.router.alive.append(made.info)
+        return made
+
+    def kill(self, host: Hosted) -> None:
+        """The host's sockets close, without a word and in the middle of whatever it does."""
+        self.router.alive.remove(host.info)
+        host.kill()
+
+    async def _read(self) -> None:
+        while True:
+            for output in (await self.core.get_output_async()).outputs:
+                assert output.request_id not in self.ended, "an output after the last one"
+                self.tokens[output.request_id] += output.new_token_ids
+                if output.finish_reason is not None:
+                    self.ended[output.request_id] = output.finish_reason
+
+    async def ask(self, request_id: str, prompt: list[int], max_tokens: int, **sampling: object) -> None:
+        self.tokens[request_id] = []
+        self.prompts[request_id] = prompt, max_tokens
+        token = verdict_of_request.set(self.verdicts.setdefault(request_id, Verdict()))
+        await self.core.add_request_async(request(request_id, prompt, max_tokens, **sampling))
+        verdict_of_request.reset(token)
+
+    async def ask_many(self, count: int, max_tokens: int = 40) -> None:
+        for n in range(count):
+            await self.ask(f"q{n}", [n, 7, n], max_tokens)
+
+    async def all_end(self, limit_s: float = 20.0) -> None:
+        await until(lambda: len(self.ended) == len(self.prompts), limit_s)
+
+    def streaming(self, at_least: int = 3) -> Callable[[], bool]:
+        """Whether every request has some tokens."""
+        return lambda: all(len(tokens) >= at_least for tokens in self.tokens.values())
+
+    def assert_exact(self) -> None:
+        """Each stream is the very one that an undisturbed core makes."""
+        assert self.tokens == {r: continuation(prompt, count) for r, (prompt, count) in self.prompts.items()}
+        assert set(self.ended.values()) <= {FinishReason.LENGTH}
+        assert all(verdict.ending is None for verdict in self.verdicts.values())
+
+    async def nothing_is_left(self) -> None:
+        await until(lambda: self.router.placed == self.router.queued == self.core.open_requests == 0)
+        await until(lambda: not any(host.core.requests for host in self.hosts if host.thread.is_alive()))
+
+    async def close(self) -> None:
+        self.core.shutdown()
+        for task in (self._reading, self.router._ticking):
+            task.cancel()
+        for host in self.hosts:
+            host.kill()
+
+
+def request(request_id: str, prompt: list[int], max_tokens: int, **sampling: object) -> EngineCoreRequest:
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        mm_features=None,
+        sampling_params=SamplingParams(temperature=0, max_tokens=max_tokens, **sampling),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
+@pytest.fixture
+async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    made = Cluster(no_replica_wait_s=getattr(request, "param", 10.0))
+    yield made
+    await made.close()
+
+
+soon_given_up = pytest.mark.parametrize("cluster", [0.4], indirect=True)
+
+
+def test_the_scripted_core_speaks_as_vllm_does():
+    output = EngineCoreOutput("r", [5], finish_reason=FinishReason.LENGTH)
+    encoded = MsgpackEncoder().encode(EngineCoreOutputs(outputs=[output], timestamp=1.0))
+    engine, ((*row,),), _, timestamp, *rest = msgspec.msgpack.decode(encoded[0])
+    assert (engine, row[:6], timestamp) == (0, ["r", [5], None, None, None, LENGTH], 1.0)
+    assert not any(rest) and not any(row[6:])
+
+
+async def test_many_streams_over_two_cores(cluster):
+    hosts = [cluster.host(max_num_seqs=16, step_s=0.002) for _ in range(2)]
+    await cluster.ask_many(64)
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert cluster.core.resumes.count == 0
+    shares = [len(host.core.prompts) for host in hosts]
+    assert sum(shares) == 64 and min(shares) >= 16
+    await cluster.nothing_is_left()
+
+
+async def test_no_core_is_given_more_than_fits(cluster):
+    host = cluster.host(max_num_seqs=4, step_s=0.002)
+    await cluster.ask_many(12, max_tokens=10)
+    most = 0
+    while len(cluster.ended) < 12:
+        most = max(most, len(host.core.requests))
+        await asyncio.sleep(0.001)
+    assert most == 4
+
+
+async def test_a_killed_host_costs_its_streams_no_token(cluster):
+    doomed, other = [cluster.host(step_s=0.005) for _ in range(2)]
+    await cluster.ask_many(32)
+    await until(cluster.streaming())
+    assert doomed.core.requests and not cluster.ended
+    cluster.kill(doomed)
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert len(other.core.prompts) == 32 and cluster.core.resumes.count == 16
+    assert 0 < cluster.core.resumes.longest_gap_s < 5
+    resumed = [p for p in other.core.prompts.values() if len(p) > 3]
+    assert len(resumed) == 16  # prompt + delivered
+    await cluster.nothing_is_left()
+
+
+async def test_one_core_after_the_other_dies_and_every_stream_survives(cluster):
+    cluster.host(step_s=0.003, fail_at_step=8)
+    await cluster.ask_many(8)
+    for _ in range(3):
+        doomed = cluster.hosts[-1]
+        await until(lambda d=doomed: not d.thread.is_alive())
+        cluster.router.alive.remove(doomed.info)
+        cluster.host(step_s=0.003, fail_at_step=8 if len(cluster.hosts) < 3 else None)
+    await cluster.all_end()
+    cluster.assert_exact()
+    await cluster.nothing_is_left()
+
+
+async def test_resumed_streams_go_ahead_of_fresh_ones(cluster):
+    doomed = cluster.host(max_num_seqs=2, step_s=0.005)
+    await cluster.ask_many(2)
+    await until(cluster.streaming())
+    for n in range(4):
+        await cluster.ask(f"fresh{n}", [n], 5)
+    await until(lambda: cluster.router.queued == 4)
+    cluster.kill(doomed)
+    await until(lambda: cluster.router.queued == 6)  # else the new replica is there before anybody knows of the loss
+    other = cluster.host(max_num_seqs=2, step_s=0.005)
+    await cluster.all_end()
+    assert list(other.core.prompts)[:2] == ["q0", "q1"]
+    cluster.assert_exact()
+
+
+async def test_limits_and_stop_tokens_hold_across_a_loss(cluster):
+    """The stop token would end the stream before min_tokens, and ends it after."""
+    prompt = next([n] for n in range(1000) if len(set(continuation([n], 30))) == 30)
+    tokens = continuation(prompt, 30)
+    doomed = cluster.host(step_s=0.005)
+    await cluster.ask("r", prompt, 50, min_tokens=12, stop_token_ids=[tokens[7], tokens[20]])
+    await until(lambda: len(cluster.tokens["r"]) >= 3)
+    cluster.kill(doomed)
+    assert len(cluster.tokens["r"]) < 8
+    cluster.host(step_s=0.005)
+    await cluster.all_end()
+    assert cluster.tokens["r"] == tokens[:21] and cluster.ended["r"] is FinishReason.STOP
+
+
+@soon_given_up
+async def test_when_none_comes_back_streams_end_as_lost(cluster):
+    hosts = [cluster.host(max_num_seqs=2, step_s=0.005) for _ in range(2)]
+    await cluster.ask_many(6, max_tokens=400)
+    await until(lambda: cluster.router.queued == 2 and sum(len(t) > 2 for t in cluster.tokens.values()) == 4)
+    begin = time.monotonic()
+    for host in hosts:
+        cluster.kill(host)
+    await cluster.all_end()
+    assert 0.4 <= time.monotonic() - begin < 1.5
+    assert set(cluster.ended.values()) == {FinishReason.ERROR}
+    by_tokens = {bool(cluster.tokens[r]): cluster.verdicts[r].ending for r in cluster.ended}
+    assert by_tokens == {True: Ending.LOST, False: Ending.NO_REPLICA}
+    await cluster.nothing_is_left()
+
+
+@soon_given_up
+async def test_without_any_replica_a_request_is_answered_in_time(cluster):
+    begin = time.monotonic()
+    await cluster.ask("r", [1], 5)
+    await cluster.all_end()
+    assert 0.4 <= time.monotonic() - begin < 1.5
+    assert cluster.verdicts["r"].ending is Ending.NO_REPLICA and cluster.ended["r"] is FinishReason.ERROR
+    await cluster.nothing_is_left()
+
+
+async def test_a_replica_that_comes_in_time_is_waited_for(cluster):
+    doomed = cluster.host(step_s=0.005)
+    await cluster.ask_many(8)
+    await until(cluster.streaming())
+    cluster.kill(doomed)
+    await cluster.ask("late", [99], 10)
+    await asyncio.sleep(0.1)
+    assert not cluster.ended and cluster.router.queued == 9
+    cluster.host()
+    await cluster.all_end()
+    cluster.assert_exact()
+    await cluster.nothing_is_left()
+
+
+async def test_a_gateway_that_loses_only_its_connection_resumes_on_the_same_replica(cluster):
+    host = cluster.host(step_s=0.005)
+    await cluster.ask_many(8)
+    await until(cluster.streaming())
+    (peer,) = cluster.core._peers.values()
+    peer.connection.close()
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert cluster.core.resumes.count == 8 and len(host.core.prompts["q0"]) > 3
+    await cluster.nothing_is_left()
+
+
+async def test_a_replica_that_cannot_be_reached_costs_a_try(cluster):
+    dead = Hosted(replica_id="dead", epoch=1)
+    dead.kill()  # nobody listens at its address any more
+    cluster.router.alive.append(dead.info)
+    cluster.router.beat()
+    cluster.router.alive.clear()
+    await cluster.ask("r", [1], 5)
+    await asyncio.sleep(0.05)
+    cluster.host()
+    await cluster.all_end()
+    cluster.assert_exact()
+    await cluster.nothing_is_left()
+
+
+async def test_a_refused_request_ends_with_the_engines_words(cluster):
+    cluster.host()
+    await cluster.ask("good", [1], 5)
+    await cluster.ask("bad", [REFUSED], 5)
+    await cluster.all_end()
+    verdict = cluster.verdicts["bad"]
+    assert (verdict.ending, verdict.detail) == (Ending.REJECTED, "the prompt has the refused token")
+    assert cluster.ended == {"good": FinishReason.LENGTH, "bad": FinishReason.ERROR}
+    assert cluster.tokens["good"] == continuation([1], 5)
+    await cluster.nothing_is_left()
+
+
+async def test_aborting_what_waits(cluster):
+    host = cluster.host(max_num_seqs=1, step_s=0.005)
+    await cluster.ask("runs", [1], 30)
+    await until(cluster.streaming())
+    await cluster.ask("unheard", [2], 5)
+    await cluster.core.abort_requests_async(["unheard", "never was"])  # before the router heard of it
+    await cluster.ask("waits", [3], 5)
+    await until(lambda: cluster.router.queued == 1)
+    await cluster.core.abort_requests_async(["waits"])
+    await until(lambda: cluster.router.queued == 0)
+    await until(lambda: "runs" in cluster.ended)
+    await cluster.nothing_is_left()
+    assert list(host.core.prompts) == ["runs"] and list(cluster.ended) == ["runs"]
+
+
+async def test_aborting_what_is_granted_but_not_connected(cluster, monkeypatch):
+    loop, connected = asyncio.get_running_loop(), asyncio.Event()
+    connect = loop.create_connection
+
+    async def slowly(*args: object) -> object:
+        await connected.wait()
+        return await connect(*args)
+
+    monkeypatch.setattr(loop, "create_connection", slowly)
+    host = cluster.host()
+    await cluster.ask("kept", [1], 5)
+    await cluster.ask("dropped", [2], 5)
+    await until(lambda: cluster.router.placed == 2)
+    await until(lambda: sum(len(p.unsent) for p in cluster.core._peers.values()) == 2)
+    await cluster.core.abort_requests_async(["dropped"])
+    connected.set()
+    await until(lambda: "kept" in cluster.ended)
+    await cluster.nothing_is_left()
+    assert list(host.core.prompts) == ["kept"] and cluster.tokens["dropped"] == []
+
+
+async def test_aborting_what_runs(cluster):
+    host = cluster.host(step_s=0.002)
+    await cluster.ask_many(4, max_tokens=4000)
+    await until(cluster.streaming())
+    await cluster.core.abort_requests_async(["q0", "q1", "q2", "q3"])
+    await cluster.nothing_is_left()
+    told = {r: len(t) for r, t in cluster.tokens.items()}
+    await asyncio.sleep(0.05)
+    assert not host.core.requests and told == {r: len(t) for r, t in cluster.tokens.items()} and not cluster.ended
+
+
+async def test_aborting_what_resumes(cluster):
+    doomed = cluster.host(step_s=0.005)
+    await cluster.ask_many(4, max_tokens=4000)
+    await until(cluster.streaming())
+    cluster.kill(doomed)
+    await until(lambda: cluster.router.queued == 4)
+    await cluster.core.abort_requests_async(["q0", "q1", "q2", "q3"])
+    await cluster.nothing_is_left()
+    cluster.host()
+    await asyncio.sleep(0.05)
+    assert cluster.hosts[-1].core.prompts == {}
+
+
+@pytest.mark.parametrize("rejoin_first", [True, False], ids=["replicas first", "gateways first"])
+async def test_a_router_that_dies_is_not_noticed_by_streams(cluster, rejoin_first):
+    host = cluster.host(max_num_seqs=4, step_s=0.01)
+    await cluster.ask_many(4, max_tokens=60)
+    await until(cluster.streaming())
+    await cluster.ask("waits", [50], 5)
+    await until(lambda: cluster.router.queued == 1)
+    cluster.router.die()
+    await cluster.ask("meanwhile", [60], 5)
+    before = {r: len(t) for r, t in cluster.tokens.items() if t}
+    await asyncio.sleep(0.15)
+    assert all(len(cluster.tokens[r]) > n for r, n in before.items())
+    resyncs, alive = cluster.router.resyncs, list(cluster.router.alive)
+    if not rejoin_first:
+        cluster.router.alive.clear()
+    cluster.router.restart()
+    cluster.router.beat()
+    await until(lambda: cluster.router.resyncs > resyncs)
+    assert (cluster.router.placed, cluster.router.queued) == (4, 2)
+    cluster.router.alive[:] = alive
+    await asyncio.sleep(0.05)
+    assert set(host.core.prompts) == {"q0", "q1", "q2", "q3"}  # the core is full, and the router knows
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert cluster.core.resumes.count == 0
+    await cluster.nothing_is_left()
+
+
+async def test_what_ends_while_the_router_is_away_holds_nothing_after(cluster):
+    cluster.host(step_s=0.005)
+    await cluster.ask_many(3, max_tokens=20)
+    await until(cluster.streaming(1))
+    cluster.router.die()
+    await cluster.core.abort_requests_async(["q0"])
+    await until(lambda: len(cluster.ended) == 2)
+    cluster.router.gone = False  # the very same router: it was only out of reach, and still counts all three
+    await cluster.nothing_is_left()
+
+
+# -- one step at a time ------------------------------------------------------------------------------------------------
+
+
+def frame(request_id: str, *tokens: int, ended: FinishReason | None = None) -> list[bytes]:
+    output = EngineCoreOutput(request_id, list(tokens), finish_reason=ended)
+    return [bytes(b) for b in MsgpackEncoder().encode(EngineCoreOutputs(outputs=[output]))]
+
+
+async def test_late_frames_of_an_earlier_life_are_ignored(cluster):
+    host = cluster.host(step_s=0.5)
+    await cluster.ask("r", [1], 10)
+    await until(lambda: cluster.router.placed == 1 and cluster.core._live["r"].grant)
+    (peer,) = cluster.core._peers.values()
+    earlier = cluster_core._Peer(msgspec.structs.replace(host.info, epoch=0))
+    hear = cluster.core._message_from
+    hear(earlier)(None, Kind.FRAME, frame("r", 1, 2, 3, ended=FinishReason.STOP))
+    hear(peer)(None, Kind.FRAME, frame("r", 4))
+    hear(peer)(None, Kind.FRAME, frame("somebody else's", 5))
+    await asyncio.sleep(0.01)
+    assert cluster.tokens == {"r": [4]} and not cluster.ended
+    cluster.core._on_lost(earlier)
+    assert cluster.core._live["r"].grant is not None
+
+
+async def test_a_stream_that_lost_only_its_last_word_is_not_resumed(cluster):
+    host = cluster.host(step_s=0.5)
+    await cluster.ask("r", [1], 2)
+    await until(lambda: cluster.router.placed == 1 and cluster.core._live["r"].grant)
+    (peer,) = cluster.core._peers.values()
+    await until(lambda: peer.connection)
+    cluster.core._message_from(peer)(None, Kind.FRAME, frame("r", 4, 5))
+    cluster.router.alive.remove(host.info)
+    peer.connection.close()
+    await cluster.all_end()
+    assert cluster.tokens["r"] == [4, 5] and cluster.ended["r"] is FinishReason.LENGTH
+    assert cluster.verdicts["r"].ending is None
+    await until(lambda: cluster.router.placed == cluster.router.queued == 0)
+
+
+@pytest.mark.parametrize("skip_clone", [True, False])
+def test_a_resumed_request_goes_on_where_it_was(skip_clone):
+    """vLLM's server sets skip_clone; a request may be resumed more than once."""
+    original = request("r", [1, 2], 10, min_tokens=3, prompt_logprobs=1, logprobs=2, skip_clone=skip_clone)
+    for delivered in ([5], [5, 6, 7, 8]):
+        resumed = resumed_request(original, delivered)
+        params = resumed.sampling_params
+        assert resumed.prompt_token_ids == [1, 2, *delivered] and resumed.request_id == "r"
+        assert params.max_tokens == 10 - len(delivered)
+        assert params.min_tokens == max(3 - len(delivered), 0)
+        assert params.prompt_logprobs is None and params.logprobs == 2
+    kept = original.sampling_params
+    assert original.prompt_token_ids == [1, 2]
+    assert (kept.max_tokens, kept.min_tokens, kept.prompt_logprobs) == (10, 3, 1)

@@ -1,0 +1,236 @@
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.config import ConfigError, load, setting_keys
+from cluster.settings import Machine, Settings
+
+TWO_CPUS = Machine(cpus=2, gpus=0)
+EIGHT_GPUS = Machine(cpus=128, gpus=8)
+
+
+@pytest.fixture
+def yaml(tmp_path):
+    def write(text):
+        file = tmp_path / "moray.yaml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def settings(machine=TWO_CPUS, **overrides):
+    return load(overrides={key.replace("__", "."): value for key, value in overrides.items()}, machine=machine).settings
+
+
+def problems(file=None, env=None, overrides=None, machine=TWO_CPUS):
+    with pytest.raises(ConfigError) as caught:
+        load(file, env, overrides, machine)
+    return caught.value.problems
+
+
+def test_the_promised_defaults():
+    made = settings()
+    assert (made.gateway.host, made.gateway.port) == ("127.0.0.1", 8000)
+    assert made.gateway.haproxy and made.gateway.allowed_origins == () and made.gateway.max_body_mib == 8
+    assert (made.replicas.count, made.experts.shards) == (1, 2)
+    assert (made.ray.address, made.ray.dashboard_port) == (None, 8265)
+    assert (made.router.no_replica_wait_s, made.router.retry_after_s) == (30.0, 5)
+    assert made.model.embedded and made.model.served_name == "tiny-r1"
+    assert (made.model.dtype, made.model.reasoning_parser) == ("float32", "deepseek_r1")
+    assert not made.model.enable_auto_tool_choice
+
+
+def test_every_setting_says_what_it_is_for():
+    for key in setting_keys():
+        group, name = key.split(".")
+        assert Settings.model_fields[group].annotation.model_fields[name].description, key
+
+
+def test_nothing_that_load_derives_is_left_open():
+    for machine in (TWO_CPUS, EIGHT_GPUS, Machine(1, 0)):
+        made = settings(machine)
+        assert made.engine.device in ("cpu", "cuda") and made.engine.host in ("thread", "process")
+        assert None not in (made.model.name, made.engine.enforce_eager, made.experts.expert_parallel)
+        assert made.replicas.gpus_per_shard == (0 if made.engine.device == "cpu" else 1)
+
+
+@pytest.mark.parametrize(
+    ("machine", "replicas", "shards"),
+    [(Machine(1, 0), 1, 1), (TWO_CPUS, 1, 2), (TWO_CPUS, 2, 1), (Machine(4, 0), 2, 2), (EIGHT_GPUS, 1, 2)],
+)
+def test_the_embedded_model_takes_two_shards_where_they_fit(machine, replicas, shards):
+    assert settings(machine, replicas__count=replicas).experts.shards == shards
+
+
+def test_the_engine_gets_a_process_of_its_own_on_cuda_and_with_shards():
+    assert settings(Machine(1, 0)).engine.host == "thread"
+    assert settings(TWO_CPUS).engine.host == "process"
+    assert settings(EIGHT_GPUS, experts__expert_parallel=1).engine.host == "process"
+
+
+def test_a_directory_is_served_under_its_name_with_vllms_own_choices(tmp_path):
+    made = settings(model__path=tmp_path / "Qwen3-30B")
+    assert made.model.served_name == "Qwen3-30B" and made.model.directory == tmp_path / "Qwen3-30B"
+    assert (made.model.dtype, made.model.reasoning_parser, made.engine.max_num_seqs) == ("auto", None, None)
+    assert made.experts.shards == 1
+
+
+def test_a_parser_can_be_turned_off():
+    assert settings(model__reasoning_parser="none").model.reasoning_parser is None
+
+
+def test_the_strongest_source_wins_and_origins_tell_which(yaml):
+    file = yaml("gateway:\n  port: 1\n  host: a\n  count: 2\nmodel: # nothing set\n")
+    env = {"MORAY_GATEWAY__PORT": "2", "MORAY_GATEWAY__HOST": "b", "HOME": "/x"}
+    loaded = load(file, env, {"gateway.port": "3"}, TWO_CPUS)
+    gateway = loaded.settings.gateway
+    assert (gateway.port, gateway.host, gateway.count) == (3, "b", 2)
+    assert loaded.origins["gateway.port"] == "command line"
+    assert loaded.origins["gateway.host"] == "MORAY_GATEWAY__HOST"
+    assert loaded.origins["gateway.count"] == f"{file}:4"
+    assert loaded.origins["gateway.haproxy"] == "default"
+    assert loaded.origins["engine.device"] == "derived (no GPU here)"
+    assert set(setting_keys()) <= set(loaded.origins)
+
+
+def test_given_values_are_not_called_derived():
+    origins = load(None, {}, {"engine.device": "cpu", "model.dtype": "auto"}, TWO_CPUS).origins
+    assert origins["engine.device"] == "command line"
+    assert origins["model.dtype"] == "derived (the embedded model)"
+
+
+def test_texts_of_the_environment_become_typed_values():
+    env = {
+        "MORAY_GATEWAY__ALLOWED_ORIGINS": "[http://a, http://b]",
+        "MORAY_GATEWAY__HAPROXY": "false",
+        "MORAY_MODEL__NAME": "123",
+        "MORAY_ENGINE__EXTRA__BLOCK_SIZE": "16",
+        "MORAY_RAY__ADDRESS": "null",
+        "MORAY_LOG__LEVEL": "debug",
+    }
+    made = load(None, env, None, TWO_CPUS).settings
+    assert made.gateway.allowed_origins == ("http://a", "http://b") and not made.gateway.haproxy
+    assert made.model.name == "123" and made.engine.extra == {"block_size": 16}
+    assert made.ray.address is None and made.log.level == "DEBUG"
+
+
+def test_extra_arguments_of_several_sources_come_together(yaml):
+    file = yaml("engine:\n  extra:\n    block_size: 16\n    swap: {a: 1}\n")
+    made = load(file, {"MORAY_ENGINE__EXTRA__BLOCK_SIZE": "32"}, None, TWO_CPUS)
+    assert made.settings.engine.extra == {"block_size": 32, "swap": {"a": 1}}
+    assert made.origins["engine.extra.block_size"] == "MORAY_ENGINE__EXTRA__BLOCK_SIZE"
+
+
+def test_an_extra_argument_with_a_setting_of_its_own_is_refused():
+    (said,) = problems(overrides={"engine.extra.dtype": "float16"})
+    assert "dtype has a setting of its own: model.dtype" in said
+
+
+def test_a_relative_model_path_is_the_files_or_the_callers(yaml, tmp_path, monkeypatch):
+    file = yaml("model:\n  path: models/x\n")
+    assert load(file, machine=TWO_CPUS).settings.model.path == tmp_path / "models/x"
+    monkeypatch.chdir("/")
+    assert settings(model__path="models/x").model.path == Path("/models/x")
+
+
+def test_all_mistakes_are_told_at_once_each_with_its_place(yaml):
+    file = yaml("gateway:\n  prot: 1\n  port: 1\n  port: 2\nengin:\n  a: 1\nray: 5\nmodel:\n  dtype: float8\n")
+    env = {"MORAY_GATEWAY_PORT": "1", "MORAY_ROUTER__RETRY_AFTER": "1"}
+    assert problems(file, env, {"port": 1}) == (
+        f"unknown setting gateway.prot ({file}:2): did you mean gateway.port?",
+        f"gateway.port ({file}:4) was set before, at {file}:3",
+        f"unknown group engin ({file}:5): did you mean engine?",
+        f"ray ({file}:7) must be a group of `name: value` lines",
+        "unknown variable MORAY_GATEWAY_PORT: did you mean MORAY_GATEWAY__PORT (two underscores)?",
+        "unknown setting router.retry_after (MORAY_ROUTER__RETRY_AFTER): did you mean router.retry_after_s?",
+        "unknown setting port (command line): did you mean gateway.port?",
+        f"model.dtype ({file}:9): input should be 'auto', 'float32', 'bfloat16' or 'float16', not 'float8'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n", "the file ({file}:1) must be a group"),
+        ("gateway: [\n", "{file}:2 is not valid YAML"),
+        ("gateway:\n  port: x\n", "gateway.port ({file}:2): input should be a valid integer"),
+        ("gateway:\n  port: 0\n", "greater than or equal to 1, not 0"),
+        ("1: {}\n", "unknown setting 1 ({file}:1)"),
+    ],
+)
+def test_files_that_are_no_settings(yaml, text, said):
+    file = yaml(text)
+    assert said.format(file=file) in problems(file)[0]
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "gateway:\n", "---\n{}\n"])
+def test_empty_files_and_groups_are_fine(yaml, text):
+    assert load(yaml(text), machine=TWO_CPUS).settings == settings()
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    assert "No such file" in problems(tmp_path / "no.yaml")[0]
+    binary = tmp_path / "b.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "is not UTF-8 text" in problems(binary)[0]
+
+
+def test_variables_that_are_no_settings_are_left_alone():
+    env = {
+        "MORAY_SESSION": "x",
+        "MORAY_STATE_DIR": "/x",
+        "MORAY_CONFIG": "x.yaml",
+        # Kubernetes makes these for Services named moray-gateway and moray.
+        "MORAY_GATEWAY_PORT": "tcp://10.0.0.1:8000",
+        "MORAY_GATEWAY_SERVICE_HOST": "10.0.0.1",
+        "MORAY_GATEWAY_SERVICE_PORT_HTTP": "8000",
+        "MORAY_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    assert load(None, env, None, TWO_CPUS).settings == settings()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "machine", "said"),
+    [
+        ({"experts.expert_parallel": 8}, TWO_CPUS, "expert_parallel is 8, but this machine has 2 CPUs"),
+        ({"replicas.count": 3}, TWO_CPUS, "needs 3 CPUs, but this machine has 2"),
+        ({"engine.device": "cuda"}, TWO_CPUS, "shows no NVIDIA GPU"),
+        ({"experts.expert_parallel": 4, "replicas.count": 3}, EIGHT_GPUS, "needs 12 GPUs, but this machine has 8"),
+        ({"gateway.port": 8265}, TWO_CPUS, "both 8265"),
+        ({"engine.host": "thread", "experts.expert_parallel": 2}, TWO_CPUS, "each shard is a process of its own"),
+    ],
+)
+def test_settings_that_contradict_each_other_or_the_machine(overrides, machine, said):
+    assert said in problems(overrides=overrides, machine=machine)[0]
+
+
+def test_another_cluster_is_not_measured_by_this_machine():
+    made = settings(ray__address="auto", experts__expert_parallel=8, engine__device="cuda", replicas__count=4)
+    assert made.experts.shards == 8
+
+
+def test_settings_travel_between_processes_and_stay_as_they_are():
+    loaded = load(machine=TWO_CPUS)
+    assert pickle.loads(pickle.dumps(loaded.settings)) == loaded.settings
+    assert Settings.model_validate_json(loaded.settings.model_dump_json()) == loaded.settings
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.settings.gateway.port = 1
+
+
+@given(st.dictionaries(st.text(max_size=12), st.text(max_size=12), max_size=3))
+def test_any_override_is_taken_or_refused_by_name(overrides):
+    try:
+        load(None, {}, overrides, TWO_CPUS)
+    except ConfigError as error:
+        assert error.problems
+
+
+def test_reading_settings_imports_nothing_heavy():
+    code = "import sys, cluster.config; print(*{'ray', 'vllm', 'torch', 'experts.tiny_r1'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

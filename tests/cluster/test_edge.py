@@ -1,0 +1,249 @@
+"""The HTTP edge, with ASGI apps made for the purpose and with FastAPI, which vLLM's app is."""
+
+import asyncio
+import json
+
+import pytest
+from fastapi import FastAPI, Request
+
+from cluster.edge import Edge
+from cluster.outcomes import Ending, Verdict, verdict_of_request
+
+HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]}
+LIMIT = 1 << 19
+
+
+def chunk(body: bytes, more: bool = False) -> dict[str, object]:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+class Call:
+    """One request through the edge, and what came out."""
+
+    def __init__(self, app, *, headers=(), body=(b"",), kind="http") -> None:
+        self.sent: list[dict] = []
+        self.raised: Exception | None = None
+        self._incoming = [
+            *({"type": "http.request", "body": b, "more_body": n < len(body)} for n, b in enumerate(body, 1)),
+            {"type": "http.disconnect"},
+        ]
+        scope = {"type": kind, "method": "POST", "path": "/", "query_string": b"", "headers": list(headers)}
+        try:
+            asyncio.run(Edge(app, max_body_bytes=LIMIT, retry_after_s=7)(scope, self._receive, self._send))
+        except Exception as error:
+            self.raised = error
+
+    async def _receive(self):
+        return self._incoming.pop(0)
+
+    async def _send(self, message):
+        self.sent.append(dict(message))
+
+    @property
+    def status(self) -> int:
+        assert self.sent[0]["type"] == "http.response.start"
+        assert [m["type"] for m in self.sent].count("http.response.start") == 1
+        return self.sent[0]["status"]
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(m["body"] for m in self.sent[1:])
+
+    @property
+    def error(self) -> dict:
+        assert self.headers[b"content-type"] == b"application/json"
+        assert self.headers[b"content-length"] == str(len(self.body)).encode()
+        return json.loads(self.body)["error"]
+
+
+def answering(*messages, verdict_before: int | None = None, ending=Ending.NO_REPLICA, detail=""):
+    """An app that sends these, and whose request gets its verdict before the one with that number."""
+
+    async def app(scope, receive, send):
+        for number, message in enumerate(messages):
+            if number == verdict_before:
+                verdict = verdict_of_request.get()
+                verdict.ending, verdict.detail = ending, detail
+            await send(message)
+
+    return app
+
+
+async def reading(scope, receive, send):
+    """Reads its whole body, as apps do, then answers with its length."""
+    length = 0
+    while True:
+        message = await receive()
+        length += len(message["body"])
+        if not message["more_body"]:
+            break
+    await send(HEAD)
+    await send(chunk(str(length).encode()))
+
+
+fastapi = FastAPI()
+
+
+@fastapi.post("/")
+async def parsed(request: Request, fields: dict) -> dict:
+    return {"keys": len(fields)}
+
+
+def test_what_the_app_sends_comes_out_unchanged():
+    messages = [HEAD, chunk(b"a", more=True), chunk(b"b", more=True), chunk(b"")]
+    assert Call(answering(*messages)).sent == messages
+
+
+def test_an_answer_without_a_body_has_its_head():
+    assert Call(answering(HEAD, chunk(b""))).sent == [HEAD, chunk(b"")]
+
+
+@pytest.mark.parametrize("app", [reading, fastapi])
+def test_a_declared_body_over_the_limit_is_refused_unread(app):
+    call = Call(app, headers=[(b"content-length", str(LIMIT + 1).encode())], body=(b"x" * 10,))
+    assert call.status == 413 and len(call._incoming) == 2
+    assert call.error == {
+        "message": "The request's body is larger than 0.5 MiB.",
+        "type": "RequestEntityTooLarge",
+        "param": None,
+        "code": 413,
+    }
+    assert b"retry-after" not in call.headers
+
+
+@pytest.mark.parametrize("app", [reading, fastapi])
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"no number")]])
+def test_a_body_over_the_limit_is_refused_while_it_comes(app, headers):
+    """FastAPI would answer whatever goes wrong with a body with 400."""
+    half = b"x" * (LIMIT // 2)
+    call = Call(app, headers=[*headers, (b"content-type", b"application/json")], body=(half, half, b"x"))
+    assert (call.status, call.error["code"], call.raised) == (413, 413, None)
+
+
+def test_a_body_at_the_limit_is_read():
+    declared = [(b"content-length", str(LIMIT).encode())]
+    half = b"x" * (LIMIT // 2)
+    assert Call(reading, headers=declared, body=(half, half)).body == str(LIMIT).encode()
+    small = Call(fastapi, headers=[(b"content-type", b"application/json")], body=(b'{"a"', b": 1}"))
+    assert (small.status, small.body) == (200, b'{"keys":1}')
+
+
+def test_a_body_that_overflows_under_a_running_answer_breaks_it_off():
+    async def echo(scope, receive, send):
+        await send(HEAD)
+        while True:
+            await send(chunk((await receive())["body"], more=True))
+
+    call = Call(echo, body=(b"a", b"x" * LIMIT))
+    assert call.sent == [HEAD, chunk(b"a", more=True)] and type(call.raised).__name__ == "_BodyTooLarge"
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize(
+    ("ending", "status", "retry"),
+    [
+        (Ending.NO_REPLICA, 503, b"7"),
+        (Ending.LOST, 503, b"7"),
+        (Ending.QUEUE_FULL, 429, b"7"),
+        (Ending.REJECTED, 400, None),
+    ],
+)
+def test_the_verdict_replaces_head_and_body(before, ending, status, retry):
+    stream = [HEAD, chunk(b"data: error", more=True), chunk(b"data: [DONE]", more=True), chunk(b"")]
+    call = Call(answering(*stream, verdict_before=before, ending=ending))
+    assert (call.status, call.headers.get(b"retry-after")) == (status, retry)
+    assert call.error == {"message": ending.sentence, "type": ending.error_type, "param": None, "code": status}
+    assert b"x" not in call.headers and len(call.sent) == 2
+
+
+def test_the_engines_own_words_go_to_the_client():
+    call = Call(answering(HEAD, chunk(b"x"), verdict_before=1, ending=Ending.REJECTED, detail="ValueError: too long"))
+    assert call.error["message"] == "ValueError: too long"
+
+
+def test_an_empty_chunk_is_no_beginning():
+    call = Call(answering(HEAD, chunk(b"", more=True), chunk(b"x"), verdict_before=2))
+    assert call.status == 503 and call.error["code"] == 503
+
+
+def test_once_the_body_has_begun_nothing_is_replaced():
+    messages = [HEAD, chunk(b"a", more=True), chunk(b"b")]
+    assert Call(answering(*messages, verdict_before=2)).sent == messages
+
+
+def test_the_head_is_held_until_the_first_byte():
+    order = []
+
+    async def app(scope, receive, send):
+        for message in (HEAD, chunk(b"a", more=True), chunk(b"b")):
+            await send(message)
+            order.append(len(call_sent))
+
+    call_sent: list = []
+
+    async def send(message):
+        call_sent.append(message)
+
+    asyncio.run(Edge(app, LIMIT, 1)({"type": "http", "headers": []}, None, send))
+    assert order == [0, 2, 3]
+
+
+def test_what_comes_before_the_head_is_not_held():
+    hint = {"type": "http.response.early_hint", "links": []}
+    assert Call(answering(hint, HEAD, chunk(b"a"))).sent == [hint, HEAD, chunk(b"a")]
+
+
+def test_exceptions_pass():
+    async def app(scope, receive, send):
+        await send(HEAD)
+        raise KeyError("app")
+
+    call = Call(app)
+    assert isinstance(call.raised, KeyError) and call.sent == []
+
+
+def test_other_scopes_pass_untouched():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope["type"], verdict_of_request.get()))
+        await send({"type": "lifespan.startup.complete"})
+
+    call = Call(app, kind="lifespan", headers=[(b"content-length", b"9999999999")])
+    assert seen == [("lifespan", None)] and call.sent == [{"type": "lifespan.startup.complete"}]
+
+
+def test_the_app_is_told_of_a_disconnect():
+    got = []
+
+    async def app(scope, receive, send):
+        got.extend([await receive(), await receive()])
+
+    Call(app, body=(b"x",))
+    assert [message["type"] for message in got] == ["http.request", "http.disconnect"]
+
+
+def test_every_request_has_a_verdict_of_its_own_in_all_it_starts():
+    verdicts = []
+
+    async def app(scope, receive, send):
+        async def engine():
+            verdicts.append(verdict_of_request.get())
+
+        await asyncio.create_task(engine())
+
+    async def two():
+        for _ in range(2):
+            await Edge(app, LIMIT, 1)({"type": "http", "headers": []}, None, None)
+        assert verdict_of_request.get() is None
+
+    asyncio.run(two())
+    assert all(isinstance(v, Verdict) for v in verdicts) and verdicts[0] is not verdicts[1]
+
+
+def test_retryable_is_what_another_try_may_mend():
+    assert {e for e in Ending if e.retryable} == {Ending.NO_REPLICA, Ending.LOST, Ending.QUEUE_FULL}

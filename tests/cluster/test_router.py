@@ -1,0 +1,284 @@
+"""RouterState: who is known, who has gone silent, and what a router that restarted is told."""
+
+import msgspec
+import pytest
+
+from cluster.router import HEARTBEAT_TIMEOUT_S, RouterState
+from replicas.messages import (
+    Capacity,
+    Grant,
+    Inbox,
+    LoadReport,
+    Lost,
+    Outbox,
+    ReplicaInfo,
+    Resync,
+    Ticket,
+)
+
+WAIT_S = 30.0
+
+
+def info(replica_id: str = "a", epoch: int = 1, max_num_seqs: int = 2) -> ReplicaInfo:
+    capacity = Capacity(
+        kv_tokens=1 << 20,
+        block_tokens=16,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=1024,
+        max_model_len=2048,
+    )
+    return ReplicaInfo(
+        replica_id=replica_id,
+        epoch=epoch,
+        host="10.0.0.1",
+        port=7,
+        token="secret",
+        model="m",
+        engine_pid=42,
+        engine_host="process",
+        device="cuda",
+        capacity=capacity,
+        shards=(),
+    )
+
+
+def ticket(request_id: str, resumed: bool = False) -> Ticket:
+    return Ticket(request_id=request_id, prompt_tokens=1, max_tokens=1, resumed=resumed)
+
+
+def grant(request_id: str, replica_id: str = "a", epoch: int = 1) -> Grant:
+    return Grant(request_id=request_id, replica_id=replica_id, epoch=epoch)
+
+
+def report(replica_id: str = "a", epoch: int = 1, running: int = 0) -> LoadReport:
+    return LoadReport(replica_id=replica_id, epoch=epoch, running=running, waiting=0, kv_used=0.25)
+
+
+def outbox(*requests: str, released: tuple[str, ...] = (), lost: tuple[Lost, ...] = ()) -> Outbox:
+    return Outbox(tickets=tuple(map(ticket, requests)), released=released, lost=lost)
+
+
+class Router:
+    """RouterState and a clock that is set by hand."""
+
+    def __init__(self, *replicas: ReplicaInfo, gateways: str = "g", max_queue: int = 1000) -> None:
+        self.state = RouterState(WAIT_S, max_queue)
+        self.now = 1000.0
+        for replica in replicas:
+            self.state.join(replica, self.now)
+        for gateway in gateways:
+            self.exchange(gateway, Resync(gateway=gateway))
+
+    def exchange(self, gateway: str, says: Outbox | Resync) -> Inbox:
+        self.state.take(gateway, says, self.now)
+        self.state.decide(self.now)
+        return self.told(gateway)
+
+    def told(self, gateway: str = "g") -> Inbox:
+        """What it is told now, the roster always."""
+        inbox, _ = self.state.collect(gateway, -1)
+        assert inbox is not None
+        return inbox
+
+    def granted(self, gateway: str = "g") -> list[str]:
+        self.state.decide(self.now)
+        return [given.request_id for given in self.told(gateway).grants]
+
+    def later(self, seconds: float, *alive: str, epoch: int = 1) -> None:
+        """Time passes in which these report, replicas and gateways alike."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(self.now + 1.0, end)
+            for name in alive:
+                self.state.report(report(name, epoch), self.now)
+            self.state.decide(self.now)
+
+    @property
+    def holds(self) -> tuple[int, int]:
+        told = self.state.status()["router"]
+        return told["queued"], told["granted"]
+
+
+def test_grants_go_to_the_gateway_that_asked_once():
+    router = Router(info(), gateways="gh")
+    assert [g.request_id for g in router.exchange("g", outbox("1")).grants] == ["1"]
+    assert router.exchange("h", outbox("2", "3")).grants == (grant("2"),)
+    assert router.exchange("g", outbox()).grants == ()
+    assert router.exchange("g", outbox(released=("1",))).grants == ()
+    assert router.holds == (0, 2)
+    assert router.granted("h") == ["3"]
+
+
+def test_a_restarted_router_is_told_all_and_grants_nothing_twice():
+    router = Router(gateways="")
+    running = tuple((ticket(r), grant(r)) for r in ("1", "2"))
+    told = router.exchange("g", Resync(gateway="g", waiting=(ticket("3"),), running=running))
+    assert told.grants == () and router.holds == (1, 2)
+    router.state.join(info(), router.now)  # with all that it still runs: it is full
+    assert router.granted() == []
+    router.exchange("g", outbox(released=("1",)))
+    assert router.holds == (0, 2)
+
+
+def test_resyncing_again_changes_nothing():
+    router = Router(info())
+    router.exchange("g", outbox("1", "2", "3"))
+    said = Resync(gateway="g", waiting=(ticket("3"),), running=((ticket("1"), grant("1")), (ticket("2"), grant("2"))))
+    for _ in range(2):
+        assert router.exchange("g", said).grants == ()
+        assert router.holds == (1, 2)
+
+
+def test_resyncing_tells_only_what_is_true_now():
+    """A grant or a refusal that was not taken yet is void: what it was about is in the resync, or gone."""
+    router = Router()
+    router.exchange("g", outbox("1", "2"))
+    router.later(WAIT_S + 1)
+    router.state.join(info(), router.now)
+    router.exchange("h", Resync(gateway="h"))
+    told = router.exchange("g", Resync(gateway="g", waiting=(ticket("1"),)))
+    assert told.unplaced == () and [g.request_id for g in told.grants] == ["1"]
+    assert router.holds == (0, 1)
+
+
+def test_what_a_gone_gateway_had_is_free_for_others():
+    router = Router(info(), gateways="gh")
+    router.exchange("g", outbox("1", "2", "3"))
+    router.exchange("h", outbox("4"))
+    assert router.holds == (2, 2)
+    router.state.forget("g")
+    router.state.decide(router.now)
+    assert router.holds == (0, 1) and router.granted("h") == ["4"]
+
+
+def test_a_gateway_that_was_forgotten_is_given_no_grants_of_before():
+    router = Router(info(), gateways="gh")
+    router.state.take("g", outbox("1", "2"), router.now)
+    router.state.decide(router.now)  # granted, and not collected
+    router.state.forget("g")
+    router.exchange("h", outbox("3", "4"))
+    assert router.told("g").grants == ()
+
+
+def test_a_silent_replica_is_taken_out_and_told_to_join_again():
+    router = Router(info(), info("b"))
+    assert {g.replica_id for g in router.exchange("g", outbox("1", "2")).grants} == {"a", "b"}
+    _, version = router.state.collect("g", -1)
+    router.later(HEARTBEAT_TIMEOUT_S + 0.5, "a")
+    told, _ = router.state.collect("g", version)
+    assert told is not None and told.roster is not None and [i.replica_id for i in told.roster] == ["a"]
+    assert [g.replica_id for g in router.exchange("g", outbox("3")).grants] == ["a"]
+    assert router.exchange("g", outbox("4")).grants == ()
+    assert not router.state.report(report("b"), router.now)
+    router.state.join(info("b"), router.now)
+    assert router.state.report(report("b"), router.now)
+    assert router.granted() == ["4"]  # one seat: the other is still taken by what it ran all along
+    assert router.exchange("g", outbox("5")).grants == ()
+
+
+def test_a_report_of_an_earlier_life_is_no_sign_of_life():
+    router = Router(info(epoch=2))
+    router.later(HEARTBEAT_TIMEOUT_S + 0.5, "a", epoch=1)
+    assert router.told().roster == ()
+
+
+def test_a_late_join_of_an_earlier_life_changes_nothing():
+    router = Router(info(epoch=2))
+    _, version = router.state.collect("g", -1)
+    router.now += HEARTBEAT_TIMEOUT_S - 1
+    router.state.join(info(epoch=1), router.now)
+    assert router.state.collect("g", version) == (None, version)
+    router.later(2.0)
+    assert router.told().roster == ()
+
+
+def test_the_roster_is_told_when_it_has_changed():
+    router = Router()
+    _, version = router.state.collect("g", -1)
+
+    def changes(change: object) -> tuple[int, ...]:
+        nonlocal version
+        told, newer = router.state.collect("g", version)
+        assert (told is None) == (newer == version)
+        version = newer
+        return tuple(i.epoch for i in told.roster or ()) if told else ()
+
+    assert changes(router.state.join(info(), router.now)) == (1,)
+    assert changes(router.state.join(info(), router.now)) == ()
+    assert changes(router.state.report(report(running=1), router.now)) == ()
+    assert changes(router.state.join(info(epoch=2), router.now)) == (2,)
+    assert changes(router.state.leave("a", 1, router.now)) == ()
+    router.state.leave("a", 2, router.now)
+    told, newer = router.state.collect("g", version)
+    assert told is not None and told.roster == () and newer > version
+
+
+def test_a_gateways_word_of_a_loss_takes_the_replica_out_and_moves_its_requests():
+    router = Router(info(), gateways="gh")
+    router.exchange("g", outbox("1"))
+    router.exchange("h", outbox("2"))
+    router.state.join(info("b"), router.now)
+    told = router.exchange(
+        "g",
+        Outbox(tickets=(ticket("1", resumed=True),), released=("1",), lost=(Lost(replica_id="a", epoch=1),)),
+    )
+    assert told.grants == (grant("1", "b"),) and told.roster == (info("b"),)
+    assert router.exchange("h", outbox(lost=(Lost(replica_id="a", epoch=1),))).roster == (info("b"),)
+    assert router.holds == (0, 2)
+    router.exchange("h", outbox(released=("2",)))
+    router.exchange("g", outbox(released=("1",)))
+    assert router.holds == (0, 0)
+
+
+def test_a_grant_for_what_was_released_meanwhile_holds_nothing():
+    router = Router(info(max_num_seqs=1), gateways="gh")
+    router.state.take("g", outbox("1"), router.now)
+    router.state.decide(router.now)
+    router.state.take("g", outbox(released=("1",)), router.now)
+    assert router.holds == (0, 0)
+    assert router.exchange("h", outbox("2")).grants == (grant("2"),)
+    router.told("g")  # tells of the void grant; the gateway ignores it
+    assert router.holds == (0, 1)
+
+
+def test_without_replicas_the_wait_ends():
+    router = Router()
+    router.exchange("g", outbox("1"))
+    router.later(WAIT_S - 1)
+    assert router.told().unplaced == ()
+    router.later(2)
+    assert router.told().unplaced == ("1",) and router.told().unplaced == ()
+    assert router.holds == (0, 0)
+
+
+def test_a_full_queue_refuses_what_is_fresh():
+    router = Router(info(max_num_seqs=1), gateways="gh", max_queue=2)
+    assert router.exchange("g", outbox("1")).grants == (grant("1"),)
+    assert router.exchange("g", outbox("2", "3", "4")).refused == ("4",)
+    assert router.exchange("h", outbox("5")).refused == ("5",)
+    resumed = Outbox(tickets=(ticket("6", resumed=True),))
+    assert router.exchange("h", resumed).refused == () and router.holds == (3, 1)
+    assert router.exchange("g", outbox(released=("2", "3"))).refused == ()
+    assert router.exchange("g", outbox("7")).refused == () and router.holds == (2, 1)
+
+
+def test_status_tells_all_but_secrets():
+    router = Router(info())
+    router.state.report(report(running=1), router.now)
+    router.exchange("g", outbox("1", "2", "3"))
+    told = router.state.status()
+    assert b"secret" not in msgspec.json.encode(told)
+    (replica,) = told["replicas"]
+    assert (replica["id"], replica["granted"], replica["running"], replica["kv_used_fraction"]) == ("a", 2, 1, 0.25)
+    assert told["gateways"] == [{"id": "g"}] and told["router"] == {"queued": 1, "granted": 2}
+
+
+@pytest.mark.parametrize("lives", [1, 50])
+def test_replicas_that_are_gone_leave_nothing_behind(lives):
+    router = Router()
+    for n in range(lives):
+        router.state.join(info(f"r{n}"), router.now)
+        router.state.report(report(f"r{n}"), router.now)
+        router.state.leave(f"r{n}", 1, router.now)
+        router.state.report(report(f"r{n}"), router.now)
+    assert router.state._heard == router.state._roster == {}

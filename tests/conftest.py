@@ -1,0 +1,19 @@
+"""What holds for all tests: nothing stays behind."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from experts.linux import remove_unmapped_shared_memory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _engines_leave_nothing_behind() -> Iterator[None]:
+    """Engines that tests drive without a replica, or kill, leave shared memory and the file their ranks meet by."""
+    there = set(Path(tempfile.gettempdir()).glob("vllm_dist_*"))
+    yield
+    remove_unmapped_shared_memory(older_than_s=0)
+    for left in set(Path(tempfile.gettempdir()).glob("vllm_dist_*")) - there:
+        left.unlink(missing_ok=True)

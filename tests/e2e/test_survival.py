@@ -1,0 +1,134 @@
+"""Streams survive a replica; with none left requests wait, then 503; the router may die; nothing outlives a session."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from ops import processes
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+Answer = tuple[str, str, int]  # text, finish reason, completion tokens by the server's usage
+
+
+def body(i: int, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"What is {123 + 7 * i}+{456 + 3 * i}?"}]
+    return {"model": "tiny-r1", "messages": messages, "temperature": 0, "max_tokens": 400, "ignore_eos": True} | more
+
+
+async def stream(client: httpx.AsyncClient, i: int) -> Answer:
+    """One streamed chat completion, checked to be whole."""
+    text, finish, usage = "", "", None
+    request = body(i, stream=True, stream_options={"include_usage": True})
+    async with client.stream("POST", "/v1/chat/completions", json=request) as reply:
+        assert reply.status_code == 200, await reply.aread()
+        last = ""
+        async for line in reply.aiter_lines():
+            if not line.startswith("data: "):
+                continue
+            last = line.removeprefix("data: ")
+            if last == "[DONE]":
+                break
+            event = json.loads(last)
+            assert "error" not in event, event
+            usage = event.get("usage") or usage
+            for choice in event["choices"]:
+                delta = choice["delta"]
+                text += (delta.get("reasoning") or "") + (delta.get("content") or "")
+                finish = choice["finish_reason"] or finish
+        assert last == "[DONE]", "the stream was cut"
+    assert usage is not None
+    return text, finish, usage["completion_tokens"]
+
+
+async def answer(client: httpx.AsyncClient, i: int) -> Answer:
+    """The same without streaming."""
+    reply = (await client.post("/v1/chat/completions", json=body(i))).raise_for_status().json()
+    [choice] = reply["choices"]
+    message = choice["message"]
+    text = (message["reasoning"] or "") + (message["content"] or "")
+    return text, choice["finish_reason"], reply["usage"]["completion_tokens"]
+
+
+async def forty(url: str, disturb: Callable[[], None] | None = None, after_s: float = 0.0) -> list[Answer]:
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=50)) as client:
+        asks = [asyncio.ensure_future((stream if i % 4 else answer)(client, i)) for i in range(40)]
+        if disturb is not None:
+            await asyncio.sleep(after_s)
+            disturb()
+        return await asyncio.gather(*asks)
+
+
+def replica_pids(session: Any) -> dict[str, int]:
+    """Replica id -> pid of the Serve replica's process (here the engine core is a thread in it)."""
+    return {replica["id"]: replica["engine"]["pid"] for replica in session.status()["replicas"]}
+
+
+def test_killed_replica_loses_no_stream(two_replicas: Any, eventually: Callable[..., Any]) -> None:
+    asyncio.run(forty(two_replicas.url))  # warm
+    began = time.monotonic()
+    undisturbed = asyncio.run(forty(two_replicas.url))
+    took = time.monotonic() - began
+    assert {a[1:] for a in undisturbed} == {("length", 400)}
+
+    before = replica_pids(two_replicas)
+    assert len(before) == 2
+    victim = sorted(before.values())[0]
+    disturbed = asyncio.run(forty(two_replicas.url, lambda: os.kill(victim, signal.SIGKILL), took / 2))
+    gateway = two_replicas.status()["gateway"]
+    assert gateway["resumed"] > 0, "nothing was running on the replica that died"
+    assert disturbed == undisturbed
+
+    eventually(lambda: len(replica_pids(two_replicas)) == 2, 120, "the replica returns")
+    assert victim not in replica_pids(two_replicas).values()
+    assert asyncio.run(forty(two_replicas.url)) == undisturbed
+
+
+def test_killed_router_is_not_noticed_by_streams(two_replicas: Any, eventually: Callable[..., Any]) -> None:
+    undisturbed = asyncio.run(forty(two_replicas.url))
+    victim = two_replicas.status()["router"]["pid"]
+    disturbed = asyncio.run(forty(two_replicas.url, lambda: os.kill(victim, signal.SIGKILL), 0.5))
+    assert disturbed == undisturbed
+    status = eventually(
+        lambda: (s := two_replicas.status())["router"]["pid"] != victim and len(s["replicas"]) == 2 and s,
+        30,
+        "the router is back and knows both replicas",
+    )
+    eventually(lambda: two_replicas.status()["router"]["granted"] == 0, 5, "nothing is left granted")
+    assert status["router"]["queued"] == 0
+
+
+def test_no_replica_left_is_503_with_retry_after_within_the_bound(
+    two_replicas: Any, eventually: Callable[..., Any]
+) -> None:
+    for pid in replica_pids(two_replicas).values():
+        os.kill(pid, signal.SIGKILL)
+    for streamed in (False, True):
+        began = time.monotonic()
+        reply = httpx.post(f"{two_replicas.url}/v1/chat/completions", json=body(1, stream=streamed), timeout=60)
+        assert reply.status_code == 503, reply.text
+        assert int(reply.headers["retry-after"]) > 0
+        assert "replica" in reply.json()["error"]["message"]
+        assert time.monotonic() - began < 10  # router.no_replica_wait_s is 3 here
+    eventually(lambda: len(replica_pids(two_replicas)) == 2, 180, "both replicas return")
+    reply = httpx.post(f"{two_replicas.url}/v1/chat/completions", json=body(1), timeout=60)
+    assert reply.status_code == 200
+
+
+def test_killed_session_leaves_no_process(two_replicas: Any, eventually: Callable[..., Any]) -> None:
+    """Last in this file: SIGKILL of `moray up` itself."""
+    running = two_replicas.processes()
+    assert len(running) > 8
+    os.kill(two_replicas.leader, signal.SIGKILL)
+    eventually(lambda: not any(processes.is_alive(p) for p in running), 20, "every process of the session ends")
+    assert not two_replicas.processes()
+    assert two_replicas.moray("status").returncode != 0

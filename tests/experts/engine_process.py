@@ -1,0 +1,170 @@
+"""Engine cores for test_sharded_engine.py: reads a JSON list of jobs from stdin, writes a JSON line for each to stdout.
+
+Not a test. One process imports vLLM once (~10 s) and forks a child per job: every engine gets a fresh process without
+threads, which is what forking its own workers needs.
+"""
+
+import time
+
+BORN = time.time()
+
+import json  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, TextIO  # noqa: E402
+
+# vLLM and OpenMP read these when they are imported.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "OMP_NUM_THREADS": "1",
+    # The first request that asks for logprobs compiles a C++ kernel even with enforce_eager: 20 s with a cold cache.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
+
+def engine_args(model: str, shards: int, expert_parallel: bool) -> dict[str, Any]:
+    """Moray's CPU engine, in float32: in bfloat16 the order of a reduction shows in tokens after some 25."""
+    args: dict[str, Any] = {
+        "model": model,
+        "dtype": "float32",
+        "skip_tokenizer_init": True,
+        "max_model_len": 1024,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": 64 << 20,
+        "max_num_batched_tokens": 1024,
+        "max_num_seqs": 64,
+    }
+    if shards > 1:
+        args |= {
+            "tensor_parallel_size": shards,
+            "enable_expert_parallel": expert_parallel,
+            "distributed_executor_backend": "mp",
+        }
+    return args
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Rss and Pss in MB: Pss counts a page that n processes share as 1/n."""
+    lines = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return {name: int(lines[name].split()[0]) // 1024 for name in ("Rss", "Pss")}
+
+
+def damage(worker: Any, kind: str) -> None:
+    """What sharding can get wrong, done on purpose. Goes to the workers by value: they do not import this file."""
+    layers = [module for module in worker.get_model().modules() if "expert_map_manager" in vars(module)]
+    for layer in layers:
+        whole = layer.expert_map_manager.expert_map
+        layer._expert_map = whole.roll(len(whole) // 2) if kind == "rotated" else whole.clone()
+    if kind == "lost":  # one expert of the deepest layer is on no shard
+        layers[-1]._expert_map[1] = -1
+
+
+def generate(core: Any, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+    """Greedy tokens and their log probabilities, prompt by prompt; s: wall-clock seconds for all."""
+    from vllm import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+
+    answers: dict[str, tuple[list[int], list[float]]] = {}
+    began, first = time.time(), 0.0
+    for index, prompt in enumerate(prompts):
+        params = SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=0, ignore_eos=True)
+        answers[str(index)] = ([], [])
+        core.add_request(
+            *core.preprocess_add_request(
+                EngineCoreRequest(
+                    request_id=str(index),
+                    prompt_token_ids=prompt,
+                    mm_features=None,
+                    sampling_params=params,
+                    pooling_params=None,
+                    arrival_time=time.time(),
+                    lora_request=None,
+                    cache_salt=None,
+                    data_parallel_rank=None,
+                )
+            )
+        )
+    while core.scheduler.has_requests():
+        outputs, executed = core.step_fn()
+        core.post_step(model_executed=executed)
+        for batch in (outputs or {}).values():
+            for output in batch.outputs:
+                first = first or time.time()
+                tokens, logprobs = answers[output.request_id]
+                tokens.extend(output.new_token_ids)
+                if output.new_logprobs is not None:
+                    logprobs.extend(float(row[0]) for row in output.new_logprobs.logprobs)
+    return {
+        "tokens": [answers[str(i)][0] for i in range(len(prompts))],
+        "logprobs": [answers[str(i)][1] for i in range(len(prompts))],
+        "s": time.time() - began,
+        "first": first,
+    }
+
+
+def run(job: dict[str, Any], reply: TextIO) -> None:
+    """One engine, from its configuration to its answers.
+
+    Job: model, shards, expert_parallel (default; else each expert is split over them), fork (default; else spawn),
+    prompts, max_tokens, damages (one more run for each), hold (seconds, at the end), bind (VLLM_CPU_OMP_THREADS_BIND;
+    default: CPUs of its own for each shard).
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.executor import Executor
+
+    from experts.placement import omp_binding
+    from experts.vllm_plugin import expert_placement, fork_workers
+
+    began = time.time()
+    shards = job["shards"]
+    cpus = sorted(os.sched_getaffinity(0))
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = job.get("bind") or (omp_binding(shards, cpus) if shards > 1 else "nobind")
+    config = EngineArgs(**engine_args(job["model"], shards, job.get("expert_parallel", True))).create_engine_config()
+    if shards > 1 and job.get("fork", True):
+        fork_workers()
+    core = EngineCore(config, Executor.get_class(config), log_stats=False)
+    ready = time.time()
+    prompts = job.get("prompts", [[1]])
+    runs = {"first": generate(core, prompts[:1], 1), "whole": generate(core, prompts, job.get("max_tokens", 1))}
+    for kind in job.get("damages", []):
+        core.collective_rpc(damage, args=(kind,))
+        core.reset_prefix_cache()
+        runs[kind] = generate(core, prompts, job["max_tokens"])
+    placement = core.collective_rpc(expert_placement)
+    result = {
+        "runs": runs,
+        "ready_s": ready - began,
+        "first_token_s": runs["first"]["first"] - began,
+        "placement": [{name: getattr(shard, name) for name in shard.__struct_fields__} for shard in placement],
+        "pid": os.getpid(),
+        "memory": {pid: memory(pid) for pid in {os.getpid(), *(shard.pid for shard in placement)}},
+    }
+    reply.write(json.dumps(result) + "\n")
+    reply.flush()
+    time.sleep(job.get("hold", 0.0))
+
+
+def main() -> None:
+    import vllm.v1.engine.core  # for the children
+    import vllm.v1.executor  # noqa: F401
+
+    reply = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM logs to stdout
+    reply.write(json.dumps({"import_s": time.time() - BORN}) + "\n")
+    reply.flush()
+    for job in json.load(sys.stdin):
+        child = os.fork()
+        if child == 0:
+            run(job, reply)
+            os._exit(0)  # no orderly shutdown (vLLM's takes 3-7 s): the kernel ends the workers
+        if os.waitpid(child, 0)[1] != 0 and "hold" not in job:  # a held engine is there to be killed
+            sys.exit(f"The engine's process failed on {job['model']} with {job['shards']} shards.")
+
+
+if __name__ == "__main__":
+    main()

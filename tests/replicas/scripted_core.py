@@ -1,0 +1,279 @@
+"""An engine core whose every token is known in advance, and helpers to host one and to speak with it. Imports no vLLM.
+
+The next token is a pure function of all tokens so far, as in greedy decoding: a stream that is resumed elsewhere with
+`prompt + delivered` as its prompt must go on exactly as it would have. `continuation` says how.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import threading
+import time
+import zlib
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from replicas.core import CoreLoad, RequestRejected, StepOutput
+from replicas.core_host import Failed, Ready, Stop, hang_up, host_core
+from replicas.engine_spec import EngineSpec
+from replicas.messages import Capacity, ReplicaInfo
+from replicas.wire import Buffer, Connection, Kind
+
+VOCABULARY = 1000
+REFUSED = VOCABULARY + 1  # a prompt with this token is rejected
+STOP, LENGTH = 0, 1  # vllm.v1.engine.FinishReason
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    return zlib.crc32(array("I", tokens).tobytes()) % VOCABULARY
+
+
+def continuation(prompt: Sequence[int], count: int) -> list[int]:
+    """The `count` tokens that follow the prompt."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class Script(msgspec.Struct, frozen=True, kw_only=True):
+    """How the core behaves."""
+
+    step_s: float = 0.0  # seconds that a step takes
+    max_num_seqs: int = 64
+    kv_tokens: int = 1 << 20
+    fail_at_step: int | None = None  # this step, counted from 1, raises
+    load_s: float = 0.0  # seconds until it is built
+    fail_to_load: str | None = None  # it cannot be built, for this reason
+
+
+class _Request(msgspec.Struct):
+    client: int
+    tokens: list[int]
+    left: int
+    min_left: int
+    stop_token_ids: list[int]
+
+
+class ScriptedCore:
+    """`replicas.core.EngineCore`. The script is the spec's `engine_args`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.script = script = msgspec.convert(spec.engine_args, Script)
+        time.sleep(script.load_s)
+        if script.fail_to_load:
+            raise ValueError(script.fail_to_load)
+        self.capacity = Capacity(
+            kv_tokens=script.kv_tokens,
+            block_tokens=16,
+            max_num_seqs=script.max_num_seqs,
+            max_num_batched_tokens=1024,
+            max_model_len=4096,
+        )
+        self.requests: dict[str, _Request] = {}
+        self.prompts: dict[str, list[int]] = {}  # every request ever taken
+        self.steps = 0
+        self.polls = 0  # calls of has_work: a busy loop is one that has many
+        self.was_shut_down = False
+
+    def add(self, client: int, request: Sequence[Buffer]) -> str:
+        # EngineCoreRequest and SamplingParams as vLLM encodes them: an array without, a map without its defaults.
+        request_id, prompt, _, params, *_ = msgspec.msgpack.decode(request[0])
+        if REFUSED in prompt:
+            raise RequestRejected(request_id, "the prompt has the refused token")
+        self.prompts[request_id] = prompt
+        self.requests[request_id] = _Request(
+            client,
+            list(prompt),
+            params.get("max_tokens", 16),
+            params.get("min_tokens", 0),
+            params.get("stop_token_ids", []),
+        )
+        return str(request_id)
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self.requests.pop(request_id, None)
+
+    def has_work(self) -> bool:
+        self.polls += 1
+        return bool(self.requests)
+
+    def step(self) -> list[StepOutput]:
+        self.steps += 1
+        time.sleep(self.script.step_s)
+        if self.steps == self.script.fail_at_step:
+            raise RuntimeError("the script says so")
+        outputs: dict[int, list[Any]] = {}
+        finished: dict[int, list[str]] = {}
+        for request_id, request in list(self.requests.items())[: self.script.max_num_seqs]:
+            token = next_token(request.tokens)
+            request.tokens.append(token)
+            request.left -= 1
+            request.min_left -= 1
+            stopped = token in request.stop_token_ids and request.min_left <= 0
+            reason = STOP if stopped else LENGTH if request.left == 0 else None
+            if reason is not None:
+                del self.requests[request_id]
+                finished.setdefault(request.client, []).append(request_id)
+            # EngineCoreOutput, up to its finish_reason
+            outputs.setdefault(request.client, []).append([request_id, [token], None, None, None, reason])
+        return [
+            # EngineCoreOutputs, up to its timestamp
+            StepOutput(client, [msgspec.msgpack.encode([0, rows, None, time.monotonic()])], finished.get(client, []))
+            for client, rows in outputs.items()
+        ]
+
+    def load(self) -> CoreLoad:
+        running = min(len(self.requests), self.script.max_num_seqs)
+        return CoreLoad(running, len(self.requests) - running, self.steps % 7 / 7 if running else 0.0)
+
+    def placement(self) -> tuple[()]:
+        return ()
+
+    def shutdown(self) -> None:
+        self.was_shut_down = True
+
+
+def spec(host: str = "thread", start_timeout_s: float = 20.0, **script: Any) -> EngineSpec:
+    return EngineSpec(
+        model="scripted",
+        engine_args=script,
+        host=host,
+        device="cuda",  # on which the environment stays as it is
+        shards=1,
+        listen="127.0.0.1",
+        start_timeout_s=start_timeout_s,
+        drain_s=0.0,
+        core="scripted_core:ScriptedCore",
+    )
+
+
+class Hosted:
+    """A core host in a thread of ours, seen from its replica's end of the pipe."""
+
+    def __init__(self, replica_id: str = "replica", epoch: int = 1, **script: Any) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.threads_before = set(threading.enumerate())
+        self.core: ScriptedCore
+        self.thread = threading.Thread(target=host_core, args=(self._build(script), theirs, "127.0.0.1"), daemon=True)
+        self.thread.start()
+        ready = self.pipe.recv()
+        assert isinstance(ready, Ready), ready
+        self.ready = ready
+        self.info = ReplicaInfo(
+            replica_id=replica_id,
+            epoch=epoch,
+            host="127.0.0.1",
+            port=ready.port,
+            token=ready.token,
+            model="scripted",
+            engine_pid=ready.pid,
+            engine_host="thread",
+            device="cpu",
+            capacity=ready.capacity,
+            shards=ready.shards,
+        )
+
+    def _build(self, script: dict[str, Any]) -> Callable[[], ScriptedCore]:
+        def build() -> ScriptedCore:
+            self.core = ScriptedCore(spec(**script))
+            return self.core
+
+        return build
+
+    def said(self, timeout_s: float = 0.0) -> list[Any]:
+        """What the host has told its replica, until it says no more for `timeout_s`."""
+        messages = []
+        with contextlib.suppress(EOFError, OSError):
+            while self.pipe.poll(timeout_s):
+                messages.append(self.pipe.recv())
+        return messages
+
+    def failure(self) -> Failed:
+        return next(m for m in self.said(5.0) if isinstance(m, Failed))
+
+    def stop(self) -> None:
+        """In order, as a replica that is scaled down."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(Stop())
+        self.thread.join(5)
+
+    def kill(self) -> None:
+        """As a replica that is gone without a word."""
+        hang_up(self.pipe)
+        self.thread.join(5)
+
+    @property
+    def own_threads(self) -> list[str]:
+        return [t.name for t in threading.enumerate() if t not in self.threads_before and t.name.startswith("core-")]
+
+
+class Client:
+    """A gateway's end of a connection, without the gateway."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Kind, list[bytes]]] = []
+        self.lost = asyncio.Event()
+        self.news = asyncio.Event()
+        self.connection: Connection
+
+    @classmethod
+    async def to(cls, hosted: Hosted, token: str | None = None) -> Client:
+        client = cls()
+        _, client.connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(client._on_message, lambda _: client.lost.set()), "127.0.0.1", hosted.ready.port
+        )
+        client.connection.send(Kind.HELLO, [(hosted.ready.token if token is None else token).encode()])
+        return client
+
+    def _on_message(self, _: Connection, kind: Kind, buffers: list[bytes]) -> None:
+        self.messages.append((kind, buffers))
+        self.news.set()
+
+    def add(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> None:
+        request = [request_id, list(prompt), None, {"max_tokens": max_tokens, "stop_token_ids": []}]
+        self.connection.send(Kind.ADD, [msgspec.msgpack.encode(request)])
+
+    def abort(self, *request_ids: str) -> None:
+        self.connection.send(Kind.ABORT, [msgspec.msgpack.encode(request_ids)])
+
+    @property
+    def tokens(self) -> dict[str, list[int]]:
+        """What has come so far, by request."""
+        found: dict[str, list[int]] = {}
+        for kind, buffers in self.messages:
+            if kind is Kind.FRAME:
+                for request_id, tokens, *_ in msgspec.msgpack.decode(buffers[0])[1]:
+                    found.setdefault(request_id, []).extend(tokens)
+        return found
+
+    @property
+    def finished(self) -> set[str]:
+        frames = [msgspec.msgpack.decode(b[0])[1] for kind, b in self.messages if kind is Kind.FRAME]
+        return {row[0] for rows in frames for row in rows if row[5] is not None}
+
+
+async def until(condition: Callable[[], object], limit_s: float = 5.0) -> None:
+    """Waits for something that another thread or task brings about."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        await asyncio.sleep(0.002)
+
+
+def alive(pid: int) -> bool:
+    """A zombie is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+PATH = str(Path(__file__).absolute().parent)  # PYTHONPATH for a process that shall build a scripted core

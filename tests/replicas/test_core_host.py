@@ -1,0 +1,217 @@
+"""A core host with a scripted core, over real TCP, seen by its gateways and by its replica."""
+
+import asyncio
+import multiprocessing
+import threading
+import time
+
+import msgspec
+import pytest
+from scripted_core import REFUSED, Client, Hosted, ScriptedCore, continuation, spec, until
+
+from replicas.core import CoreLoad
+from replicas.core_host import Failed, host_core
+from replicas.wire import Kind
+
+
+async def test_frames_go_only_to_the_client_that_asked(hosted):
+    host = hosted(step_s=0.002)
+    one, other, idle = [await Client.to(host) for _ in range(3)]
+    prompts = {f"r{n}": [n, n + 1] for n in range(6)}
+    for n, (request_id, prompt) in enumerate(prompts.items()):
+        (one, other)[n % 2].add(request_id, prompt, max_tokens=20)
+    await until(lambda: len(one.finished) == len(other.finished) == 3)
+    expected = {request_id: continuation(prompt, 20) for request_id, prompt in prompts.items()}
+    assert one.tokens == {r: expected[r] for r in ("r0", "r2", "r4")}
+    assert other.tokens == {r: expected[r] for r in ("r1", "r3", "r5")}
+    assert idle.messages == []
+
+
+async def test_one_frame_a_step_holds_all_of_a_clients_tokens(hosted):
+    host = hosted(step_s=0.02)
+    client = await Client.to(host)
+    for n in range(8):
+        client.add(f"r{n}", [n], max_tokens=5)
+    await until(lambda: len(client.finished) == 8)
+    assert len(client.messages) == host.core.steps <= 6
+
+
+async def test_an_aborted_request_falls_silent_and_the_others_go_on(hosted):
+    host = hosted(step_s=0.002)
+    client = await Client.to(host)
+    client.add("kept", [1], max_tokens=60)
+    client.add("dropped", [2], max_tokens=4000)
+    await until(lambda: "dropped" in client.tokens)
+    client.abort("dropped", "never heard of")
+    await until(lambda: "kept" in client.finished)
+    assert client.tokens["kept"] == continuation([1], 60)
+    assert not host.core.requests and len(client.tokens["dropped"]) < 60
+
+
+async def test_a_client_that_goes_takes_its_requests_with_it(hosted):
+    host = hosted(step_s=0.002)
+    leaver, stayer = await Client.to(host), await Client.to(host)
+    for n in range(3):
+        leaver.add(f"l{n}", [n], max_tokens=4000)
+    stayer.add("s", [9], max_tokens=4000)
+    await until(lambda: len(leaver.tokens) == 3 and stayer.tokens)
+    leaver.connection.close()
+    await until(lambda: list(host.core.requests) == ["s"])
+    stayer.connection.close()
+    await until(lambda: not host.core.has_work())
+
+
+async def test_a_finished_request_is_not_aborted_when_its_client_goes(hosted):
+    """Its id may be another client's by then: a gateway that lost its connection resumes over the next one."""
+    host = hosted(step_s=0.002)
+    first, second = await Client.to(host), await Client.to(host)
+    first.add("r", [1], max_tokens=2)
+    await until(lambda: "r" in first.finished)
+    second.add("r", [1], max_tokens=50)
+    await until(lambda: "r" in second.tokens)
+    first.connection.close()
+    await until(lambda: "r" in second.finished)
+
+
+async def test_a_request_aborted_and_moved_is_not_its_first_clients_any_more(hosted):
+    host = hosted(step_s=0.002)
+    first, second = await Client.to(host), await Client.to(host)
+    first.add("r", [1], max_tokens=4000)
+    await until(lambda: "r" in first.tokens)
+    first.abort("r")
+    await until(lambda: not host.core.requests)
+    second.add("r", [1], max_tokens=50)
+    await until(lambda: "r" in second.tokens)
+    first.connection.close()
+    await until(lambda: "r" in second.finished)
+
+
+async def test_a_refused_request_is_answered_and_the_core_is_well(hosted):
+    client = await Client.to(hosted())
+    client.add("bad", [1, REFUSED], max_tokens=5)
+    client.add("good", [1], max_tokens=5)
+    await until(lambda: "good" in client.finished)
+    (reply,) = [buffers for kind, buffers in client.messages if kind is Kind.REJECTED]
+    assert msgspec.msgpack.decode(reply[0]) == ["bad", "the prompt has the refused token"]
+    assert client.tokens == {"good": continuation([1], 5)}
+
+
+@pytest.mark.parametrize("garbage", [[b"\xc1"], [], [msgspec.msgpack.encode(5)]])
+async def test_garbage_costs_its_sender_the_connection_and_nobody_else(hosted, garbage):
+    host = hosted(step_s=0.002)
+    honest, broken = await Client.to(host), await Client.to(host)
+    honest.add("r", [1], max_tokens=40)
+    await until(lambda: honest.tokens)
+    broken.connection.send(Kind.ABORT, garbage)
+    await asyncio.wait_for(broken.lost.wait(), 5)
+    await until(lambda: "r" in honest.finished)
+
+
+async def test_a_wrong_token_reaches_nothing(hosted):
+    host = hosted()
+    stranger = await Client.to(host, token="0" * 32)
+    stranger.add("r", [1], max_tokens=1)
+    await asyncio.wait_for(stranger.lost.wait(), 5)
+    assert host.core.prompts == {}
+
+
+async def end_by_stop(host: Hosted) -> None:
+    await asyncio.to_thread(host.stop)
+    assert not any(isinstance(message, Failed) for message in host.said())
+
+
+async def end_by_eof(host: Hosted) -> None:
+    host.pipe.close()
+    await asyncio.to_thread(host.thread.join, 5)
+
+
+async def end_by_kill(host: Hosted) -> None:
+    await asyncio.to_thread(host.kill)
+
+
+@pytest.mark.parametrize("end", [end_by_stop, end_by_eof, end_by_kill])
+async def test_the_end_closes_every_connection_and_thread(hosted, end):
+    host = hosted(step_s=0.002)
+    busy, idle = await Client.to(host), await Client.to(host)
+    silent, _ = await asyncio.open_connection("127.0.0.1", host.ready.port)  # has not even said hello
+    busy.add("r", [1], max_tokens=4000)
+    await until(lambda: busy.tokens)
+    await end(host)
+    assert not host.thread.is_alive() and host.core.was_shut_down
+    await asyncio.wait_for(asyncio.gather(busy.lost.wait(), idle.lost.wait()), 2)
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+        await asyncio.wait_for(silent.readexactly(1), 2)
+    await until(lambda: not host.own_threads)
+    with pytest.raises(OSError):
+        await asyncio.open_connection("127.0.0.1", host.ready.port)
+
+
+async def test_an_idle_core_stops_too(hosted):
+    host = hosted()
+    begin = time.monotonic()
+    await end_by_stop(host)
+    assert time.monotonic() - begin < 1 and host.core.was_shut_down
+
+
+async def test_a_step_that_raises_ends_the_core(hosted):
+    host = hosted(fail_at_step=3)
+    busy, idle = await Client.to(host), await Client.to(host)
+    busy.add("r", [1], max_tokens=10)
+    await asyncio.wait_for(asyncio.gather(busy.lost.wait(), idle.lost.wait()), 5)
+    failure = await asyncio.to_thread(host.failure)
+    assert failure.reason == "RuntimeError: the script says so" and "in step" in failure.detail
+    await until(lambda: host.core.was_shut_down and not host.own_threads)
+    tokens = busy.tokens["r"]
+    assert tokens == continuation([1], 10)[: len(tokens)] and len(tokens) <= 2
+
+
+def loads(host: Hosted) -> list[CoreLoad]:
+    return [message for message in host.said() if isinstance(message, CoreLoad)]
+
+
+async def test_load_is_reported_on_change_and_not_too_often(hosted):
+    host = hosted(step_s=0.001)
+    client = await Client.to(host)
+    begin = time.monotonic()
+    for n in range(4):
+        client.add(f"r{n}", [n], max_tokens=400)
+    await until(lambda: len(client.finished) == 4, limit_s=10)
+    took = time.monotonic() - begin
+    await until(lambda: not host.core.has_work())
+    await asyncio.sleep(0.1)
+    reports = loads(host)
+    assert host.core.steps > 3 * len(reports)  # or it would not have been held back
+    assert took * 20 / 2 < len(reports) <= took * 20 + 2
+    assert reports[0].running and reports[-1] == CoreLoad(0, 0, 0.0)
+
+
+async def test_an_idle_core_does_nothing(hosted):
+    host = hosted()
+    client = await Client.to(host)
+    client.add("r", [1], max_tokens=3)
+    await until(lambda: "r" in client.finished)
+    await asyncio.sleep(0.1)
+    polls, steps = host.core.polls, host.core.steps
+    loads(host)
+    await asyncio.sleep(0.4)
+    assert (host.core.polls, host.core.steps, loads(host)) == (polls, steps, [])
+
+
+def test_a_core_that_cannot_be_built_says_why():
+    ours, theirs = multiprocessing.Pipe()
+    host_core(lambda: ScriptedCore(spec(fail_to_load="no such model")), theirs, "127.0.0.1")
+    failure = ours.recv()
+    assert failure.reason == "ValueError: no such model" and "Traceback" in failure.detail
+    with pytest.raises(EOFError):
+        ours.recv()
+
+
+def test_an_address_that_is_not_ours_is_a_failure():
+    ours, theirs = multiprocessing.Pipe()
+    before = threading.active_count()
+    host_core(lambda: ScriptedCore(spec()), theirs, "192.0.2.1")
+    assert isinstance(failure := ours.recv(), Failed) and "192.0.2.1" in failure.reason
+    end = time.monotonic() + 2
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() == before

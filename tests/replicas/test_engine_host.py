@@ -1,0 +1,239 @@
+"""One contract for a core in a thread and a core in a process of its own; then what only a process can do."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from scripted_core import PATH, Client, Hosted, alive, continuation, spec, until
+
+from replicas.core import CoreLoad
+from replicas.core_host import Ready
+from replicas.engine_host import EngineFailed, EngineHost, core_environment
+from replicas.engine_spec import EngineSpec
+
+EVENT_LOOPS = ["uvloop"]  # Ray Serve's; the connections' own tests take both
+
+
+@pytest.fixture(params=["thread", "process"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A core's process finds the scripted core, and takes nothing else of ours."""
+    monkeypatch.setenv("PYTHONPATH", PATH)
+
+
+class Started:
+    """An engine host and all that it told."""
+
+    def __init__(self, host: EngineHost, ready: Ready) -> None:
+        self.host, self.ready = host, ready
+        self.loads: list[CoreLoad] = []
+        self.failures: list[EngineFailed] = []
+        host.watch(self.loads.append, self.failures.append)
+
+
+@pytest.fixture
+def start() -> Iterator[object]:
+    hosts: list[EngineHost] = []
+
+    async def start(kind: str, **script: object) -> Started:
+        host, ready = await EngineHost.start(spec(kind, **script), "127.0.0.1")
+        hosts.append(host)
+        return Started(host, ready)
+
+    yield start
+    for host in hosts:
+        host.kill()
+
+
+async def client_of(started: Started) -> Client:
+    hosted = Hosted.__new__(Hosted)
+    hosted.ready = started.ready
+    return await Client.to(hosted)
+
+
+async def test_it_serves_and_reports_its_load(start, kind):
+    started = await start(kind, max_num_seqs=3, step_s=0.005)
+    assert started.ready.capacity.max_num_seqs == 3
+    assert (started.ready.pid == os.getpid()) is (kind == "thread")
+    client = await client_of(started)
+    for n in range(5):
+        client.add(f"r{n}", [n], max_tokens=20)
+    await until(lambda: len(client.finished) == 5)
+    assert client.tokens == {f"r{n}": continuation([n], 20) for n in range(5)}
+    await until(lambda: started.loads[-1:] == [CoreLoad(0, 0, 0.0)])
+    assert any(load.running == 3 and load.waiting == 2 for load in started.loads)
+    assert started.failures == [] and started.host.failure is None
+
+
+async def test_stopping_is_no_failure_and_may_be_asked_twice(start, kind):
+    started = await start(kind)
+    client = await client_of(started)
+    begin = time.monotonic()
+    await asyncio.to_thread(started.host.stop)
+    assert time.monotonic() - begin < 3
+    await asyncio.wait_for(client.lost.wait(), 2)
+    started.host.stop()
+    started.host.kill()
+    assert kind == "thread" or not alive(started.ready.pid)
+    await asyncio.sleep(0.1)
+    assert started.failures == [] and started.host.failure is None
+
+
+async def test_a_core_that_dies_is_told_once_with_its_reason(start, kind):
+    started = await start(kind, fail_at_step=2)
+    client = await client_of(started)
+    client.add("r", [1], max_tokens=5)
+    await until(lambda: started.failures)
+    await asyncio.wait_for(client.lost.wait(), 2)
+    await asyncio.sleep(0.1)
+    (failure,) = started.failures
+    assert str(failure) == "RuntimeError: the script says so" and "in step" in failure.detail
+    assert started.host.failure is failure
+
+
+async def test_a_core_that_cannot_load_says_why(start, kind):
+    with pytest.raises(EngineFailed, match="ValueError: no such model") as caught:
+        await start(kind, fail_to_load="no such model")
+    assert "Traceback" in caught.value.detail
+
+
+async def test_a_core_that_loads_for_too_long_is_given_up(start, kind):
+    before = threads()
+    begin = time.monotonic()
+    with pytest.raises(EngineFailed, match=r"not ready within 0.2 s; .* replicas.start_timeout_s"):
+        await start(kind, start_timeout_s=0.2, load_s=0.8)
+    assert time.monotonic() - begin < 0.7
+    # Nothing goes on behind our back: the core, should it load after all, finds its replica's end closed.
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert time.monotonic() - begin < 0.75
+    await until(lambda: threads() <= before)
+    assert children() == []
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(start, kind):
+    task = asyncio.ensure_future(start(kind, load_s=1.0))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert children() == []
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def children() -> list[int]:
+    """Processes of ours that live."""
+    found = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    return [int(pid) for pid in found if alive(int(pid))]
+
+
+# -- only a process ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_killed_process_is_told_with_its_signal(start):
+    started = await start("process")
+    client = await client_of(started)
+    os.kill(started.ready.pid, signal.SIGKILL)
+    await until(lambda: started.failures)
+    assert str(started.failures[0]) == "the engine core's process ended by signal SIGKILL"
+    await asyncio.wait_for(client.lost.wait(), 2)
+
+
+async def test_a_process_that_ends_while_loading_is_told_with_its_exit_code(monkeypatch):
+    broken = msgspec.structs.replace(spec("process"), core="os:_exit")  # builds a core by _exit(spec): a TypeError
+    with pytest.raises(EngineFailed, match="TypeError"):
+        await EngineHost.start(broken, "127.0.0.1")
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    with pytest.raises(EngineFailed, match="No module named 'scripted_core'"):
+        await EngineHost.start(spec("process"), "127.0.0.1")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(EngineFailed, match="process ended with exit code 1"):
+        await EngineHost.start(spec("process"), "127.0.0.1")
+
+
+async def test_a_process_deaf_to_stop_is_killed(start, monkeypatch):
+    monkeypatch.setattr("replicas.engine_host.STOP_GRACE_S", 0.3)
+    started = await start("process", step_s=30.0)
+    client = await client_of(started)
+    client.add("r", [1], max_tokens=5)
+    await asyncio.sleep(0.2)
+    begin = time.monotonic()
+    await asyncio.to_thread(started.host.stop)
+    assert time.monotonic() - begin < 2 and not alive(started.ready.pid)
+
+
+async def test_ctrl_c_is_the_replicas_affair(start):
+    started = await start("process")
+    os.kill(started.ready.pid, signal.SIGINT)
+    client = await client_of(started)
+    client.add("r", [1], max_tokens=5)
+    await until(lambda: "r" in client.finished)
+
+
+REPLICA = """
+import asyncio, sys, time, msgspec
+from replicas.engine_host import EngineHost
+from replicas.engine_spec import EngineSpec
+
+async def main():
+    host, ready = await EngineHost.start(msgspec.json.decode(sys.argv[1], type=EngineSpec), "127.0.0.1")
+    print(ready.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_a_core_does_not_outlive_its_replica():
+    """Not even while it is in a step that never ends, deaf to the pipe."""
+    arguments = [sys.executable, "-c", textwrap.dedent(REPLICA), msgspec.json.encode(spec("process")).decode()]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as replica:
+        assert replica.stdout is not None
+        core = int(replica.stdout.readline())
+        assert alive(core) and core != replica.pid
+        os.kill(core, signal.SIGSTOP)  # it can read no pipe; only the kernel can end it
+        replica.kill()
+        end = time.monotonic() + 2
+        while alive(core) and time.monotonic() < end:
+            time.sleep(0.02)
+        died = not alive(core)
+        if not died:
+            os.kill(core, signal.SIGKILL)
+    assert died
+
+
+# -- the environment ---------------------------------------------------------------------------------------------------
+
+
+def environment(**changes: object) -> dict[str, str]:
+    return core_environment(msgspec.structs.replace(spec(), **changes))
+
+
+def test_each_shard_of_a_cpu_core_gets_cpus_of_its_own(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5})
+    assert environment(device="cpu", shards=2)["VLLM_CPU_OMP_THREADS_BIND"] == "4|5"
+    assert environment(device="cpu")["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert not any("OMP" in name for name in environment())
+
+
+def test_vllm_starts_no_process_for_a_core_that_we_host():
+    assert environment()["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def test_replicas_build_vllms_core_unless_told_otherwise():
+    fields = {field.name: field.default for field in msgspec.structs.fields(EngineSpec)}
+    assert fields["core"] == "replicas.vllm_core:VllmCore"
