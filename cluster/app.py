@@ -57,7 +57,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         "enforce_eager": engine.enforce_eager,
     }
     args |= {name: value for name, value in optional.items() if value is not None}
-    assert engine.host != "auto" and engine.device != "auto", "settings must be resolved"
+    assert engine.device != "auto", "settings must be resolved"
     return EngineSpec(
         model=model.served_name,
         engine_args=args | dict(engine.extra),

@@ -12,16 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from replicas.messages import Grant, LoadReport, ReplicaInfo, Ticket
+from cluster.batcher import Decision, ReplicaView
+from cluster.outcomes import Ending
+from replicas.messages import Denial, Grant, LoadReport, Released, ReplicaInfo, Ticket
 
 EXPECTED_OUTPUT_TOKENS = 256  # KV a request is expected to grow by, when it may grow further; vLLM preempts past it
-
-
-class Decision(NamedTuple):
-    """What the batcher decided; owner is whoever submitted the ticket (a gateway's id)."""
-
-    grants: list[tuple[str, Grant]]
-    unplaced: list[tuple[str, str]]  # (owner, request id): waited in vain for any replica
 
 
 @dataclass
@@ -30,9 +25,12 @@ class _Replica:
     in_flight: dict[str, int] = field(default_factory=dict)  # request id -> KV tokens reserved
     kv_in_flight: int = 0
     load: LoadReport | None = None
+    draining: bool = False
 
     def has_room(self, kv_tokens: int) -> bool:
         capacity = self.info.capacity
+        if self.draining:
+            return False
         if not self.in_flight:  # whatever the estimate says, an idle replica can run one request
             return True
         return len(self.in_flight) < capacity.max_num_seqs and self.kv_in_flight + kv_tokens <= capacity.kv_tokens
@@ -97,7 +95,14 @@ class ContinuousBatcher:
         del self._replicas[replica_id]
         return True
 
-    def report(self, load: LoadReport) -> bool:
+    def drain(self, replica_id: str, epoch: int) -> bool:
+        """Nothing more is granted to it; what runs there goes on. False: that life of it is not known."""
+        if (replica := self._known(replica_id, epoch)) is None:
+            return False
+        replica.draining = True
+        return True
+
+    def report(self, load: LoadReport, now: float) -> bool:
         """Takes a load report; False if that replica, in that epoch, is not known here."""
         replica = self._known(load.replica_id, load.epoch)
         if replica is None:
@@ -119,11 +124,15 @@ class ContinuousBatcher:
 
     def adopt(self, owner: str, ticket: Ticket, grant: Grant) -> None:
         """Takes over a request that runs already (the router restarted), whether its replica has joined yet or not."""
-        self.release(ticket.request_id)
+        self.release(Released(request_id=ticket.request_id))
         self._place(owner, ticket, grant)
 
-    def release(self, request_id: str) -> None:
+    def started(self, request_id: str, now: float) -> None:
+        """Its first token has come."""
+
+    def release(self, released: Released) -> None:
         """A request ended, was cancelled, or lost its replica: it neither waits nor runs any more."""
+        request_id = released.request_id
         self._resumed.pop(request_id, None)
         self._fresh.pop(request_id, None)
         if (placed := self._placed.pop(request_id, None)) and (replica := self._known(placed.replica_id, placed.epoch)):
@@ -133,7 +142,7 @@ class ContinuousBatcher:
         """A gateway is gone: so are its requests."""
         for held in (self._resumed, self._fresh, self._placed):
             for request_id in [r for r, of in held.items() if of.owner == owner]:
-                self.release(request_id)
+                self.release(Released(request_id=request_id))
 
     def decide(self, now: float) -> Decision:
         """Grants what has room now, in order; gives up on what has waited too long for any replica."""
@@ -155,7 +164,7 @@ class ContinuousBatcher:
                     if now - max(since, self._last_replica_at) < self._no_replica_wait_s:
                         break
                     del queue[request_id]
-                    decision.unplaced.append((owner, request_id))
+                    decision.denials.append((owner, Denial(request_id=request_id, ending=Ending.NO_REPLICA.name)))
         return decision
 
     def _place(self, owner: str, ticket: Ticket, grant: Grant) -> None:
@@ -186,7 +195,10 @@ class ContinuousBatcher:
         """Requests granted and not yet released."""
         return len(self._placed)
 
-    def replicas(self) -> Iterable[tuple[ReplicaInfo, LoadReport | None, int, int]]:
-        """(info, last load report, requests in flight, KV tokens in flight) of each replica."""
+    def replicas(self) -> Iterable[ReplicaView]:
         for r in self._replicas.values():
-            yield r.info, r.load, len(r.in_flight), r.kv_in_flight
+            yield ReplicaView(r.info, r.load, len(r.in_flight), r.kv_in_flight, r.draining)
+
+    def running_on(self, replica_id: str) -> list[tuple[str, str]]:
+        """(owner, request id) of what is granted there and not released."""
+        return [(placed.owner, r) for r, placed in self._placed.items() if placed.replica_id == replica_id]

@@ -23,7 +23,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from cluster.outcomes import Ending, Verdict, verdict_of_request
 from cluster.router_link import RouterGone, RouterLink
-from replicas.messages import Grant, Inbox, Lost, Outbox, ReplicaInfo, Resync, Ticket
+from replicas.messages import Grant, Inbox, Lost, Outbox, Released, ReplicaInfo, Resync, Ticket
 from replicas.wire import Connection, Kind
 
 logger = logging.getLogger("ray.serve")
@@ -40,6 +40,7 @@ class _Live:
     ticket: Ticket
     verdict: Verdict
     delivered: list[int] = field(default_factory=list)
+    delivered_before: int = 0  # tokens that had been delivered when the ticket was made
     grant: Grant | None = None  # None: waiting
     lost_at: float = 0.0  # monotonic seconds; set while a resumed request has no new token yet
 
@@ -78,7 +79,8 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         # What the router has not been told yet.
         self._tickets: dict[str, Ticket] = {}
-        self._released: list[str] = []
+        self._started: list[str] = []
+        self._released: list[Released] = []
         self._lost: list[Lost] = []
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,7 +109,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             live = self._live.pop(request_id, None)
             if live is None:
                 continue
-            self._release(request_id)
+            self._release(live)
             if live.grant is not None:
                 by_peer.setdefault(_key(live.grant), []).append(request_id)
         for key, ids in by_peer.items():
@@ -143,9 +145,11 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         self._tickets[ticket.request_id] = ticket
         self._news.set()
 
-    def _release(self, request_id: str) -> None:
+    def _release(self, live: _Live, whole: bool = False) -> None:
+        request_id = live.ticket.request_id
         if self._tickets.pop(request_id, None) is None:  # else the router never heard of it
-            self._released.append(request_id)
+            new = len(live.delivered) - live.delivered_before
+            self._released.append(Released(request_id=request_id, output_tokens=new, whole=whole))
             self._news.set()
 
     async def _talk(self) -> None:
@@ -173,8 +177,13 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             await asyncio.sleep(RETRY_ROUTER_S)
 
     def _outbox(self) -> Outbox:
-        outbox = Outbox(tickets=tuple(self._tickets.values()), released=tuple(self._released), lost=tuple(self._lost))
-        self._tickets, self._released, self._lost = {}, [], []
+        outbox = Outbox(
+            tickets=tuple(self._tickets.values()),
+            started=tuple(self._started),
+            released=tuple(self._released),
+            lost=tuple(self._lost),
+        )
+        self._tickets, self._started, self._released, self._lost = {}, [], [], []
         return outbox
 
     def _all_open(self) -> Resync:
@@ -191,12 +200,12 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             self._meet(info)
         for grant in inbox.grants:
             self._run(grant)
-        for request_id in inbox.unplaced:
-            if live := self._live.get(request_id):
-                self._end(live, Ending.LOST if live.delivered else Ending.NO_REPLICA)
-        for request_id in inbox.refused:
-            if live := self._live.get(request_id):
-                self._end(live, Ending.QUEUE_FULL)
+        for denial in inbox.denials:
+            if (live := self._live.get(denial.request_id)) and live.grant is None:
+                ending = Ending[denial.ending]
+                if ending is Ending.NO_REPLICA and live.delivered:
+                    ending = Ending.LOST
+                self._end(live, ending, denial.detail)
 
     def _run(self, grant: Grant) -> None:
         live = self._live.get(grant.request_id)
@@ -272,13 +281,16 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             live = self._live.get(output.request_id)
             if live is None or live.grant is None or _key(live.grant) != _key(peer.info):
                 continue  # aborted, or running elsewhere by now
+            if output.new_token_ids and len(live.delivered) == live.delivered_before:
+                self._started.append(output.request_id)
+                self._news.set()
             live.delivered.extend(output.new_token_ids)
             if live.lost_at:
                 self.resumes.longest_gap_s = max(self.resumes.longest_gap_s, time.monotonic() - live.lost_at)
                 live.lost_at = 0.0
             if output.finish_reason is not None:
                 del self._live[output.request_id]
-                self._release(output.request_id)
+                self._release(live, whole=True)
             kept.append(output)
         if kept:
             outputs.outputs = kept
@@ -304,14 +316,14 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     def _ask_again(self, live: _Live) -> None:
         """Tickets `prompt + delivered tokens`, ahead of the queue."""
         live.grant = None
-        request_id = live.request.request_id
         prompt = len(live.request.prompt_token_ids or ()) + len(live.delivered)
         left = max((live.request.sampling_params.max_tokens or 1) - len(live.delivered), 0)
         if left == 0:  # its last token had come, only the word that it was the last had not
             self._finish(live, FinishReason.LENGTH)
             return
-        live.ticket = Ticket(request_id=request_id, prompt_tokens=prompt, max_tokens=left, resumed=True)
-        self._released.append(request_id)
+        self._release(live)
+        live.delivered_before = len(live.delivered)
+        live.ticket = msgspec.structs.replace(live.ticket, prompt_tokens=prompt, max_tokens=left, resumed=True)
         self._ask(live.ticket)
 
     # -- endings ------------------------------------------------------------------------------------------------------
@@ -324,7 +336,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     def _finish(self, live: _Live, reason: FinishReason) -> None:
         request_id = live.request.request_id
         del self._live[request_id]
-        self._release(request_id)
+        self._release(live)
         self._outputs.put_nowait(EngineCoreOutputs(outputs=[EngineCoreOutput(request_id, [], finish_reason=reason)]))
 
 

@@ -17,7 +17,8 @@ import msgspec
 import ray
 
 from cluster.batching import ContinuousBatcher
-from replicas.messages import Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
+from cluster.outcomes import Ending
+from replicas.messages import Denial, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
 from replicas.router_handle import NAMESPACE, actor_name
 from replicas.wire import Connection, Kind
 
@@ -40,8 +41,7 @@ class RouterState:
         self._heard: dict[str, float] = {}  # replica id -> time of its last report
         self._gateways: set[str] = set()
         self._grants: dict[str, list[Grant]] = {}  # gateway id -> what it is to be told
-        self._unplaced: dict[str, list[str]] = {}
-        self._refused: dict[str, list[str]] = {}
+        self._denials: dict[str, list[Denial]] = {}
 
     def join(self, info: ReplicaInfo, now: float) -> None:
         known = self._roster.get(info.replica_id)
@@ -58,7 +58,7 @@ class RouterState:
             self._roster_version += 1
 
     def report(self, load: LoadReport, now: float) -> bool:
-        known = self._batcher.report(load)
+        known = self._batcher.report(load, now)
         if known:
             self._heard[load.replica_id] = now
         return known
@@ -75,11 +75,14 @@ class RouterState:
             return
         for lost in outbox.lost:
             self.leave(lost.replica_id, lost.epoch, now)
-        for request_id in outbox.released:
-            self._batcher.release(request_id)
+        for request_id in outbox.started:
+            self._batcher.started(request_id, now)
+        for released in outbox.released:
+            self._batcher.release(released)
         for ticket in outbox.tickets:
             if self._batcher.queued >= self._max_queue and not ticket.resumed:
-                self._refused.setdefault(gateway, []).append(ticket.request_id)
+                denial = Denial(request_id=ticket.request_id, ending=Ending.QUEUE_FULL.name)
+                self._denials.setdefault(gateway, []).append(denial)
             else:
                 self._batcher.submit(gateway, ticket, now)
 
@@ -91,26 +94,24 @@ class RouterState:
         decision = self._batcher.decide(now)
         for gateway, grant in decision.grants:
             self._grants.setdefault(gateway, []).append(grant)
-        for gateway, request_id in decision.unplaced:
-            self._unplaced.setdefault(gateway, []).append(request_id)
+        for gateway, denial in decision.denials:
+            self._denials.setdefault(gateway, []).append(denial)
 
     def forget(self, gateway: str) -> None:
         """All that this gateway has asked for, and what it was given but has not been told."""
         self._gateways.discard(gateway)
         self._batcher.forget_owner(gateway)
         self._grants.pop(gateway, None)
-        self._unplaced.pop(gateway, None)
-        self._refused.pop(gateway, None)
+        self._denials.pop(gateway, None)
 
     def collect(self, gateway: str, roster_version: int) -> tuple[Inbox | None, int]:
         """What there is to tell this gateway, who was told the roster of that version; and the version it then has."""
         changed = roster_version != self._roster_version
-        if not (changed or gateway in self._grants or gateway in self._unplaced or gateway in self._refused):
+        if not (changed or gateway in self._grants or gateway in self._denials):
             return None, roster_version
         inbox = Inbox(
             grants=tuple(self._grants.pop(gateway, ())),
-            unplaced=tuple(self._unplaced.pop(gateway, ())),
-            refused=tuple(self._refused.pop(gateway, ())),
+            denials=tuple(self._denials.pop(gateway, ())),
             roster=tuple(self._roster.values()) if changed else None,
         )
         return inbox, self._roster_version
@@ -120,7 +121,7 @@ class RouterState:
         replicas = [
             {
                 "id": info.replica_id,
-                "state": "ready",
+                "state": "draining" if draining else "ready",
                 "epoch": info.epoch,
                 "address": f"{info.host}:{info.port}",
                 "engine": {"pid": info.engine_pid, "host": info.engine_host},
@@ -141,7 +142,7 @@ class RouterState:
                     for shard in info.shards
                 ],
             }
-            for info, load, in_flight, kv_in_flight in self._batcher.replicas()
+            for info, load, in_flight, kv_in_flight, draining in self._batcher.replicas()
         ]
         return {
             "replicas": replicas,

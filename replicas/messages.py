@@ -2,11 +2,11 @@
 
 A request's way, with the message of each hop (ARCHITECTURE.md tells it in full):
 
-1. gateway -> router: `Outbox` with a `Ticket` (sizes only; the prompt stays in the gateway)
-2. router -> gateway: `Inbox` with a `Grant` (which replica, in which epoch)
+1. gateway -> router: `Outbox` with a `Ticket` (sizes and hashes; the prompt stays in the gateway)
+2. router -> gateway: `Inbox` with a `Grant` (which replica, in which epoch), or a `Denial`
 3. gateway -> replica: `wire.Kind.ADD` with the engine's own request, opaque here
 4. replica -> gateway: `wire.Kind.FRAME`, one per engine step per gateway, with the engine's own outputs
-5. gateway -> router: `Outbox.released`, when the request ended or moved
+5. gateway -> router: `Outbox.started` at its first token, `Outbox.released` when it ended or moved
 
 Tokens travel in 3 and 4 only, directly between the two; the router never sees one.
 """
@@ -35,11 +35,21 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     token: str  # secret that opens the connection; known only through Ray
     model: str
+    version: str = ""  # of the model's weights
     engine_pid: int
     engine_host: str  # "thread" or "process"
     device: str  # "cpu" or "cuda"
     capacity: Capacity
     shards: tuple[ShardPlacement, ...]
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine core has done since it started. Differences of two tell what a step costs."""
+
+    steps: int = 0
+    step_s: float = 0.0  # seconds spent in them
+    prefill_tokens: int = 0  # prompt tokens computed (those found in the prefix cache are not)
+    decode_tokens: int = 0  # tokens computed for requests past their prompt: one each in a step
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +60,20 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     running: int  # requests in the batch
     waiting: int  # requests that the core has taken but cannot run yet
     kv_used: float  # share of KV blocks in use, 0..1
+    work: Work = Work()
+    # Prefix-cache blocks (as in `Ticket.blocks`) that appeared and went since the report before; the core's KV events.
+    stored: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
+
+
+class Tenant(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose request it is, and what they may have. Set by the gateway from the API key; None: no limit."""
+
+    name: str = ""  # "": no keys are configured
+    weight: float = 1.0  # share of tokens among tenants of one priority
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None  # prompt and output
+    concurrency: int | None = None  # requests waiting or running
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +83,13 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int  # tokens to prefill; for a resumed request, those delivered too
     max_tokens: int  # output tokens still allowed
     resumed: bool = False  # was running when its replica was lost: goes ahead of the queue
+    tenant: Tenant = Tenant()
+    priority: int = 0  # lower goes first, as vLLM's; set by the client, no lower than the tenant's ceiling
+    ttft_s: float | None = None  # seconds from the ticket's submission in which its first token is wanted
+    # The prompt's full KV blocks: each one's hash covers all before it too (vLLM's block hashes, low 63 bits).
+    blocks: tuple[int, ...] = ()
+    version: str = ""  # of the model; set once it has started there: it never moves to another
+    first_of_request: bool = True  # False for n>1's further samples: requests per minute count HTTP requests
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +98,23 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     replica_id: str
     epoch: int
+
+
+class Denial(msgspec.Struct, frozen=True, kw_only=True):
+    """The router's word that a request will not run."""
+
+    request_id: str
+    ending: str  # name of a `cluster.outcomes.Ending`
+    retry_after_s: float = 0.0  # when another try may succeed; 0: not known
+    detail: str = ""  # a sentence for the client; empty: the ending's own
+
+
+class Released(msgspec.Struct, frozen=True, kw_only=True):
+    """A gateway's word that a request ended, was cancelled, or lost its replica."""
+
+    request_id: str
+    output_tokens: int = 0  # delivered since its ticket
+    whole: bool = False  # the model ended it, not a client or a loss: its length tells of others'
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +128,8 @@ class Outbox(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What a gateway tells the router at once."""
 
     tickets: tuple[Ticket, ...] = ()
-    released: tuple[str, ...] = ()  # request ids that ended, were cancelled, or lost their replica
+    started: tuple[str, ...] = ()  # request ids whose first token has come: their prefill is over
+    released: tuple[Released, ...] = ()
     lost: tuple[Lost, ...] = ()
 
 
@@ -104,6 +153,6 @@ class Inbox(msgspec.Struct, frozen=True, kw_only=True):
     """What the router tells a gateway."""
 
     grants: tuple[Grant, ...] = ()
-    unplaced: tuple[str, ...] = ()  # request ids that waited in vain for any replica
-    refused: tuple[str, ...] = ()  # request ids that found the queue full
+    denials: tuple[Denial, ...] = ()
+    move: tuple[str, ...] = ()  # running request ids to abort where they are and to ticket anew: their replica drains
     roster: tuple[ReplicaInfo, ...] | None = None  # all replicas, when they changed

@@ -39,7 +39,7 @@ def test_the_embedded_model_in_one_shard():
         "kv_cache_memory_bytes": 64 << 20,
         "enforce_eager": True,
     }
-    assert (made.model, made.host, made.device, made.shards) == ("tiny-r1", "thread", "cpu", 1)
+    assert (made.model, made.host, made.device, made.shards) == ("tiny-r1", "process", "cpu", 1)
     assert made.listen == "127.0.0.1" and made.start_timeout_s == 900.0
     assert made.core == "replicas.vllm_core:VllmCore"
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from cluster.batching import EXPECTED_OUTPUT_TOKENS, ContinuousBatcher
-from replicas.messages import Capacity, Grant, LoadReport, ReplicaInfo, Ticket
+from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Ticket
 
 WAIT_S = 10.0
 
@@ -65,7 +65,7 @@ def granted(by: ContinuousBatcher, now: float = 0.0) -> list[str]:
 
 
 def in_flight(of: ContinuousBatcher) -> dict[str, tuple[int, int]]:
-    return {i.replica_id: (n, kv) for i, _, n, kv in of.replicas()}
+    return {v.info.replica_id: (v.in_flight, v.kv_in_flight) for v in of.replicas()}
 
 
 def test_first_come_first_served_and_resumed_ones_ahead():
@@ -76,7 +76,7 @@ def test_first_come_first_served_and_resumed_ones_ahead():
         (request_id,) = granted(b)
         assert granted(b) == []
         order.append(request_id)
-        b.release(request_id)
+        b.release(Released(request_id=request_id))
     assert order == ["3", "5", "1", "2", "4"] and granted(b) == []
 
 
@@ -84,7 +84,7 @@ def test_a_large_head_is_not_overtaken():
     b = batcher(info(kv_tokens=512))
     submit(b, ticket("small", 200), ticket("large", 400), ticket("tiny"))
     assert granted(b) == ["small"]
-    b.release("small")
+    b.release(Released(request_id="small"))
     assert granted(b) == ["large", "tiny"]
 
 
@@ -104,7 +104,7 @@ def test_a_request_larger_than_every_estimate_runs_alone():
     b = batcher(info(kv_tokens=32))
     submit(b, ticket("huge", 1000), ticket("next"))
     assert granted(b) == ["huge"]
-    b.release("huge")
+    b.release(Released(request_id="huge"))
     assert granted(b) == ["next"]
 
 
@@ -133,7 +133,7 @@ def test_a_ticket_is_queued_once():
 def test_a_ticket_that_was_withdrawn_and_comes_again_goes_to_the_end():
     b = batcher()
     submit(b, ticket("1"), ticket("2"))
-    b.release("1")
+    b.release(Released(request_id="1"))
     submit(b, ticket("1"))
     b.join(info())
     assert granted(b) == ["2", "1"]
@@ -142,7 +142,7 @@ def test_a_ticket_that_was_withdrawn_and_comes_again_goes_to_the_end():
 def test_a_withdrawn_resumed_ticket_leaves_no_place_ahead_of_others():
     b = batcher()
     submit(b, ticket("1", resumed=True), ticket("2"))
-    b.release("1")
+    b.release(Released(request_id="1"))
     submit(b, ticket("1"))
     b.join(info(max_num_seqs=1))
     assert granted(b) == ["2"]
@@ -156,11 +156,11 @@ def test_a_replica_that_left_gets_nothing_and_its_requests_stay_their_owners_aff
     assert b.leave("a", 1, 1.0) and not b.leave("a", 1, 1.0)
     submit(b, ticket("3"))
     assert (granted(b), b.placed, b.queued) == ([], 2, 1)
-    b.release("1")
+    b.release(Released(request_id="1"))
     submit(b, ticket("1", resumed=True))
     b.join(info("b"))
     assert granted(b) == ["1", "3"]
-    b.release("2")
+    b.release(Released(request_id="2"))
     assert in_flight(b)["b"][0] == b.placed == 2
 
 
@@ -169,7 +169,7 @@ def test_a_replica_that_was_only_silent_comes_back_with_what_it_runs():
     submit(b, *(ticket(str(n)) for n in range(5)))
     assert granted(b) == ["0", "1", "2"]
     b.leave("a", 1, 1.0)
-    b.release("0")
+    b.release(Released(request_id="0"))
     b.join(info(max_num_seqs=3))
     assert in_flight(b) == {"a": (2, 32)}
     assert granted(b) == ["3"]
@@ -185,7 +185,7 @@ def test_a_later_life_is_empty_and_an_earlier_one_is_ignored():
     submit(b, ticket("2"))
     ((_, given),) = b.decide(0.0).grants
     assert (given.request_id, given.epoch) == ("2", 2)
-    b.release("1")  # ran in the earlier life: frees nothing of this one
+    b.release(Released(request_id="1"))  # ran in the earlier life: frees nothing of this one
     assert in_flight(b)["a"][0] == 1
 
 
@@ -193,16 +193,16 @@ def test_joining_twice_changes_nothing():
     b = batcher(info())
     submit(b, ticket("1"))
     b.decide(0.0)
-    b.report(report())
+    b.report(report(), 0.0)
     b.join(info())
     assert in_flight(b) == {"a": (1, 16)}
-    assert [load for _, load, _, _ in b.replicas()] == [report()]
+    assert [view.load for view in b.replicas()] == [report()]
 
 
 def test_reports_of_the_known_life_only():
     b = batcher(info(epoch=2))
-    assert b.report(report(epoch=2))
-    assert not b.report(report(epoch=1)) and not b.report(report("b"))
+    assert b.report(report(epoch=2), 0.0)
+    assert not b.report(report(epoch=1), 0.0) and not b.report(report("b"), 0.0)
 
 
 @pytest.mark.parametrize("joined_before", [True, False])
@@ -216,7 +216,7 @@ def test_adopted_requests_take_their_room_whenever_their_replica_joins(joined_be
     submit(b, ticket("1"), ticket("2"), ticket("3"))
     assert granted(b) == ["2"]
     assert in_flight(b) == {"a": (2, 48 + 16)}
-    b.release("1")
+    b.release(Released(request_id="1"))
     assert granted(b) == ["3"]
 
 
@@ -240,7 +240,7 @@ def test_a_gateway_that_is_gone_frees_all_it_had_and_nothing_else():
 
 
 def unplaced(b: ContinuousBatcher, now: float) -> list[str]:
-    return [request_id for _, request_id in b.decide(now).unplaced]
+    return [denial.request_id for _, denial in b.decide(now).denials]
 
 
 def test_without_replicas_a_request_waits_its_time_and_no_longer():
@@ -312,7 +312,7 @@ class Batching(RuleBasedStateMachine):
 
     @rule(request_id=tickets)
     def release(self, request_id: str) -> None:
-        self.b.release(request_id)
+        self.b.release(Released(request_id=request_id))
         self._gone(request_id)
 
     def _gone(self, request_id: str) -> None:
@@ -365,14 +365,14 @@ class Batching(RuleBasedStateMachine):
         else:
             assert grants == []
             waited = {r: self.now - max(self.since[r], self.without_replica_since) for r in order}
-            assert {r for _, r in given_up} == {r for r in order if waited[r] >= WAIT_S}
+            assert {d.request_id for _, d in given_up} == {r for r in order if waited[r] >= WAIT_S}
         for owner, given in grants:
             assert self.replicas[given.replica_id] == given.epoch and self.owner[given.request_id] == owner
             self._gone(given.request_id)
             self.placed[given.request_id] = (given.replica_id, given.epoch)
-        for owner, request_id in given_up:
-            assert self.owner[request_id] == owner
-            self._gone(request_id)
+        for owner, denial in given_up:
+            assert self.owner[denial.request_id] == owner
+            self._gone(denial.request_id)
         if self.replicas and (waiting := [*self.resumed, *self.fresh]):  # the head has room nowhere
             need = self._kv(waiting[0])
             for replica, epoch in self.replicas.items():

@@ -55,7 +55,7 @@ def test_every_setting_says_what_it_is_for():
 def test_nothing_that_load_derives_is_left_open():
     for machine in (TWO_CPUS, EIGHT_GPUS, Machine(1, 0)):
         made = settings(machine)
-        assert made.engine.device in ("cpu", "cuda") and made.engine.host in ("thread", "process")
+        assert made.engine.device in ("cpu", "cuda")
         assert None not in (made.model.name, made.engine.enforce_eager, made.experts.expert_parallel)
         assert made.replicas.gpus_per_shard == (0 if made.engine.device == "cpu" else 1)
 
@@ -66,12 +66,6 @@ def test_nothing_that_load_derives_is_left_open():
 )
 def test_the_embedded_model_takes_two_shards_where_they_fit(machine, replicas, shards):
     assert settings(machine, replicas__count=replicas).experts.shards == shards
-
-
-def test_the_engine_gets_a_process_of_its_own_on_cuda_and_with_shards():
-    assert settings(Machine(1, 0)).engine.host == "thread"
-    assert settings(TWO_CPUS).engine.host == "process"
-    assert settings(EIGHT_GPUS, experts__expert_parallel=1).engine.host == "process"
 
 
 def test_a_directory_is_served_under_its_name_with_vllms_own_choices(tmp_path):

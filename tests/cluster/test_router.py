@@ -11,6 +11,7 @@ from replicas.messages import (
     LoadReport,
     Lost,
     Outbox,
+    Released,
     ReplicaInfo,
     Resync,
     Ticket,
@@ -55,7 +56,12 @@ def report(replica_id: str = "a", epoch: int = 1, running: int = 0) -> LoadRepor
 
 
 def outbox(*requests: str, released: tuple[str, ...] = (), lost: tuple[Lost, ...] = ()) -> Outbox:
-    return Outbox(tickets=tuple(map(ticket, requests)), released=released, lost=lost)
+    ended = tuple(Released(request_id=request_id) for request_id in released)
+    return Outbox(tickets=tuple(map(ticket, requests)), released=ended, lost=lost)
+
+
+def denied(inbox: Inbox) -> list[tuple[str, str]]:
+    return [(denial.request_id, denial.ending) for denial in inbox.denials]
 
 
 class Router:
@@ -137,7 +143,7 @@ def test_resyncing_tells_only_what_is_true_now():
     router.state.join(info(), router.now)
     router.exchange("h", Resync(gateway="h"))
     told = router.exchange("g", Resync(gateway="g", waiting=(ticket("1"),)))
-    assert told.unplaced == () and [g.request_id for g in told.grants] == ["1"]
+    assert told.denials == () and [g.request_id for g in told.grants] == ["1"]
     assert router.holds == (0, 1)
 
 
@@ -220,7 +226,11 @@ def test_a_gateways_word_of_a_loss_takes_the_replica_out_and_moves_its_requests(
     router.state.join(info("b"), router.now)
     told = router.exchange(
         "g",
-        Outbox(tickets=(ticket("1", resumed=True),), released=("1",), lost=(Lost(replica_id="a", epoch=1),)),
+        Outbox(
+            tickets=(ticket("1", resumed=True),),
+            released=(Released(request_id="1"),),
+            lost=(Lost(replica_id="a", epoch=1),),
+        ),
     )
     assert told.grants == (grant("1", "b"),) and told.roster == (info("b"),)
     assert router.exchange("h", outbox(lost=(Lost(replica_id="a", epoch=1),))).roster == (info("b"),)
@@ -245,21 +255,21 @@ def test_without_replicas_the_wait_ends():
     router = Router()
     router.exchange("g", outbox("1"))
     router.later(WAIT_S - 1)
-    assert router.told().unplaced == ()
+    assert router.told().denials == ()
     router.later(2)
-    assert router.told().unplaced == ("1",) and router.told().unplaced == ()
+    assert denied(router.told()) == [("1", "NO_REPLICA")] and denied(router.told()) == []
     assert router.holds == (0, 0)
 
 
 def test_a_full_queue_refuses_what_is_fresh():
     router = Router(info(max_num_seqs=1), gateways="gh", max_queue=2)
     assert router.exchange("g", outbox("1")).grants == (grant("1"),)
-    assert router.exchange("g", outbox("2", "3", "4")).refused == ("4",)
-    assert router.exchange("h", outbox("5")).refused == ("5",)
+    assert denied(router.exchange("g", outbox("2", "3", "4"))) == [("4", "QUEUE_FULL")]
+    assert denied(router.exchange("h", outbox("5"))) == [("5", "QUEUE_FULL")]
     resumed = Outbox(tickets=(ticket("6", resumed=True),))
-    assert router.exchange("h", resumed).refused == () and router.holds == (3, 1)
-    assert router.exchange("g", outbox(released=("2", "3"))).refused == ()
-    assert router.exchange("g", outbox("7")).refused == () and router.holds == (2, 1)
+    assert denied(router.exchange("h", resumed)) == [] and router.holds == (3, 1)
+    assert denied(router.exchange("g", outbox(released=("2", "3")))) == []
+    assert denied(router.exchange("g", outbox("7"))) == [] and router.holds == (2, 1)
 
 
 def test_status_tells_all_but_secrets():

@@ -97,15 +97,21 @@ def test_curl_streams(sharded: Any) -> None:
 
 PAGE = """<!doctype html><script>
 (async () => {
-  const reply = await fetch(URL_OF_API, {method: 'POST', headers: {'Content-Type': 'application/json'},
+  const reply = await fetch(URL_OF_CHAT, {method: 'POST', headers: {'Content-Type': 'application/json'},
     body: JSON.stringify({model: 'tiny-r1', stream: true, temperature: 0,
                           messages: [{role: 'user', content: 'What is 123+456?'}]})});
-  const reader = reply.body.getReader(), decoder = new TextDecoder();
-  let text = '', reads = 0;
-  for (;;) { const {done, value} = await reader.read(); if (done) break; reads++; text += decoder.decode(value); }
+  const text = await reply.text();
   const deltas = text.split('\\n').filter(l => l.startsWith('data: {')).map(l => JSON.parse(l.slice(6)).choices[0]);
   const answer = deltas.map(c => (c && c.delta.content) || '').join('').trim();
-  return `answer=${answer} streamed=${reads > 3}`;
+  // A stream of seconds: its beginning is here long before its end is made, however late this page gets its turns.
+  const long = await fetch(URL_OF_COMPLETIONS, {method: 'POST', headers: {'Content-Type': 'application/json'},
+    body: JSON.stringify({model: 'tiny-r1', stream: true, prompt: 'a', max_tokens: 1000, ignore_eos: true})});
+  const reader = long.body.getReader(), decoder = new TextDecoder();
+  const first = decoder.decode((await reader.read()).value);
+  let rest = '';
+  for (;;) { const {done, value} = await reader.read(); if (done) break; rest += decoder.decode(value); }
+  const streamed = first.startsWith('data: {') && !first.includes('[DONE]') && rest.includes('[DONE]');
+  return `answer=${answer} streamed=${streamed}`;
 })().catch(e => 'failed: ' + e).then(told => fetch('/told', {method: 'POST', body: told}));
 </script>"""
 
@@ -114,14 +120,15 @@ def test_browser_fetch_streams_from_an_allowed_origin(sharded: Any, tmp_path: Pa
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium here: apt-get install chromium")
-    page = PAGE.replace("URL_OF_API", json.dumps(f"{sharded.url}/v1/chat/completions")).encode()
+    page = PAGE.replace("URL_OF_CHAT", json.dumps(f"{sharded.url}/v1/chat/completions"))
+    page = page.replace("URL_OF_COMPLETIONS", json.dumps(f"{sharded.url}/v1/completions"))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
             self.end_headers()
-            self.wfile.write(page)
+            self.wfile.write(page.encode())
 
         def do_POST(self) -> None:
             told.put(self.rfile.read(int(self.headers["Content-Length"])).decode())
