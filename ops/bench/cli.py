@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -55,6 +57,69 @@ def transport(
     _show("moray bench transport", measure(rounds, frames), as_json)
 
 
+@app.command()
+def router(
+    seconds: Annotated[float, typer.Option(min=2, help="Seconds of 500 tickets each.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the core alone, 10 and 1,000 replicas in turns.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """What a scheduling decision takes, prefix scoring included.
+
+    p50_ms, p95_ms: from a ticket's sending to its grant's arrival in the gateway, through the router's actor, at 500
+    tickets/s over 10 replicas. core_tickets_per_s: tickets through the batcher alone on one CPU, at 10 replicas.
+    cost_ratio_1000_vs_10: a ticket's CPU at 1,000 replicas over that at 10.
+
+    Example: moray bench router --json
+    """
+    from ops.bench.scheduling import measure
+
+    _show("moray bench router", measure(seconds, rounds, _reporter(as_json)), as_json)
+
+
+@app.command()
+def goodput(
+    replicas: Annotated[int, typer.Option(min=1, max=1024, help="Replicas; above 16 the windows are shorter.")] = 16,
+    workloads: Annotated[
+        str | None, typer.Option(help="Some of conv, code, chat, tenants, slow, by commas.", metavar="NAMES")
+    ] = None,
+    policies: Annotated[
+        str | None, typer.Option(help="Some of those that `moray simulate --policy list` shows.", metavar="NAMES")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs whose attainments are averaged.")] = 1,
+    traces: Annotated[
+        Path | None, typer.Option(help="Folder of the Azure traces. Default: ../shared/traces.", metavar="DIR")
+    ] = None,
+    stand_ins: Annotated[
+        bool, typer.Option("--stand-ins", help="Made-up steady load in the traces' place, where there are traces too.")
+    ] = False,
+    precision: Annotated[float, typer.Option(min=0.001, help="Of the capacities, as a share.")] = 0.03,
+    machine: Annotated[str, typer.Option(help="h200 (fitted to measurements) or a100 (predicted).")] = "h200",
+    processes: Annotated[int, typer.Option(min=1, help="Simulations at once.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """How much load each policy carries within the SLO, in simulation.
+
+    Capacity: the highest rate at which 90% of all requests have TTFT <= 1 s and mean TPOT <= 50 ms. vs_round_robin,
+    vs_best_peer, vs_upper_bound: the capacity of `continuous` over theirs; the upper bound is computed
+    (ops/simulate/upper_bound.py says from what). attainment_1_3x: `continuous` at 1.3 times round robin's capacity.
+    isolation: the interactive tenant's attainment alone and beside a flood. Exactly repeatable.
+
+    Example: moray bench goodput --workloads conv,code --policies round_robin,continuous --json
+    """
+    from ops.bench.goodput import Setting, find_traces, measure
+    from ops.errors import UserError
+    from replicas.step_time import MACHINES
+
+    if machine not in MACHINES:
+        raise UserError(f"--machine {machine}: there is no such one; take one of {', '.join(MACHINES)}")
+    setting = Setting(replicas, seeds, None if stand_ins else find_traces(traces), precision, machine)
+    console = Console(stderr=True)
+    figures = measure(
+        setting, workloads, policies, processes, lambda line: console.print(line, style="dim", highlight=False)
+    )
+    _show("moray bench goodput", figures, as_json)
+
+
 def _reporter(quiet: bool) -> Any:
     console = Console(stderr=True)
     return lambda line: None if quiet else console.print(line, style="dim", highlight=False)
@@ -65,10 +130,14 @@ def _show(title: str, figures: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(figures))
         return
     table = Table(title=title, show_header=False)
+    for name, value in _flat(figures):
+        table.add_row(name, f"{value:,}" if isinstance(value, int | float) else str(value))
+    Console().print(table)
+
+
+def _flat(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in figures.items():
         if isinstance(value, dict):
-            for part, number in value.items():
-                table.add_row(f"{name}.{part}", f"{number:,}")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            table.add_row(name, str(value))
-    Console().print(table)
+            yield f"{prefix}{name}", value
