@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
     from cluster.gateway import GatewaySpec
+    from cluster.router import RouterSpec
 
 APPLICATION = "moray"
 
@@ -67,6 +68,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         listen="127.0.0.1" if settings.ray.address is None else None,
         start_timeout_s=settings.replicas.start_timeout_s,
         drain_s=settings.replicas.drain_s,
+        hang_timeout_s=settings.replicas.hang_timeout_s,
     )
 
 
@@ -81,6 +83,24 @@ def gateway_spec(settings: Settings) -> "GatewaySpec":
         max_body_bytes=int(settings.gateway.max_body_mib * (1 << 20)),
         retry_after_s=settings.router.retry_after_s,
         stream_interval=settings.gateway.stream_interval,
+        keys_file=str(settings.gateway.keys_file) if settings.gateway.keys_file else None,
+        operators=settings.gateway.operators,
+        ttft_s=settings.router.ttft_slo_s,
+    )
+
+
+def router_spec(settings: Settings) -> "RouterSpec":
+    """What the router starts."""
+    from cluster.router import RouterSpec
+
+    router = settings.router
+    return RouterSpec(
+        model=settings.model.served_name,
+        listen=engine_spec(settings).listen,
+        max_queue=router.max_queue,
+        no_replica_wait_s=router.no_replica_wait_s,
+        tpot_s=router.tpot_slo_s,
+        starvation_s=router.starvation_s,
     )
 
 
@@ -104,7 +124,7 @@ def application(settings: Settings) -> "Application":
     from replicas.replica import Replica
 
     engine = engine_spec(settings)
-    start_router(engine.model, settings.router.no_replica_wait_s, settings.router.max_queue, engine.listen)
+    start_router(router_spec(settings))
     per_shard = settings.replicas
     replica = serve.deployment(
         Replica,

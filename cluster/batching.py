@@ -3,50 +3,40 @@
 Late binding: a ticket is bound to a replica only when that replica's batch has room for it, so that the engines' own
 queues stay empty and everything that has not started can still be ordered, moved, or given up.
 
-The policy here is the simplest that is right: first come first served, resumed requests ahead, each to the replica
-with the fewest KV tokens in flight. Times are seconds on the caller's clock.
+- Room (`replica_room`): KV for the prompt and its expected growth, the running-sequence limit, and prefill in a pace
+  that leaves running streams their time per output token.
+- Order (`waiting`): resumed, starving, priority, fairness, shortest prefill.
+- Place: where the prompt's beginning is cached, else where the next step is shortest.
+- Shed: a ticket whose first token cannot come in time any more is denied at once.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from cluster.batcher import Decision, ReplicaView
 from cluster.outcomes import Ending
+from cluster.output_length import OutputLength
+from cluster.pools import Pool, Pools
+from cluster.prefix_index import Match, PrefixIndex
+from cluster.replica_room import LOWER_CLASSES, ReplicaRoom
+from cluster.waiting import TokenCounters, Waiting, WaitingQueue
 from replicas.messages import Denial, Grant, LoadReport, Released, ReplicaInfo, Ticket
 
-EXPECTED_OUTPUT_TOKENS = 256  # KV a request is expected to grow by, when it may grow further; vLLM preempts past it
+LOOK_AT = 8  # replicas that are tried for a ticket whose KV does not fit the first
+PARK_TOKENS = 256  # cached prompt tokens that are worth waiting for
+PARK_S = 0.2  # and for how long, where no deadline says
+BETTER_CLASS_S = 60.0  # a better priority class keeps its reserve for so long after its last request
 
 
-@dataclass
-class _Replica:
-    info: ReplicaInfo
-    in_flight: dict[str, int] = field(default_factory=dict)  # request id -> KV tokens reserved
-    kv_in_flight: int = 0
-    load: LoadReport | None = None
-    draining: bool = False
+@dataclass(frozen=True)
+class Policy:
+    """What the batcher is to hold. Seconds."""
 
-    def has_room(self, kv_tokens: int) -> bool:
-        capacity = self.info.capacity
-        if self.draining:
-            return False
-        if not self.in_flight:  # whatever the estimate says, an idle replica can run one request
-            return True
-        return len(self.in_flight) < capacity.max_num_seqs and self.kv_in_flight + kv_tokens <= capacity.kv_tokens
-
-    def take(self, request_id: str, kv_tokens: int) -> None:
-        self.in_flight[request_id] = kv_tokens
-        self.kv_in_flight += kv_tokens
-
-    def release(self, request_id: str) -> None:
-        self.kv_in_flight -= self.in_flight.pop(request_id, 0)
-
-
-class _Waiting(NamedTuple):
-    owner: str
-    ticket: Ticket
-    since: float
+    no_replica_wait_s: float = 30.0
+    tpot_s: float | None = None  # time per output token of running streams; None: whatever it becomes
+    starvation_s: float = 30.0  # nobody is overtaken for longer
 
 
 class _Placed(NamedTuple):
@@ -59,15 +49,14 @@ class _Placed(NamedTuple):
 class ContinuousBatcher:
     """The cluster-wide queue and what each replica holds."""
 
-    def __init__(self, no_replica_wait_s: float) -> None:
-        self._no_replica_wait_s = no_replica_wait_s
-        self._replicas: dict[str, _Replica] = {}
-        # Request id -> ticket, in the order of arrival; a resumed one goes ahead of every fresh one.
-        self._resumed: OrderedDict[str, _Waiting] = OrderedDict()
-        self._fresh: OrderedDict[str, _Waiting] = OrderedDict()
-        # Request id -> where its owner has it, which may be a replica that has left: only the owner knows when it ends.
-        self._placed: dict[str, _Placed] = {}
-        self._last_replica_at = 0.0  # when the last one left
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._counters = TokenCounters()
+        self._pools = Pools(lambda: WaitingQueue(self._counters, policy.starvation_s))
+        self._placed: dict[str, _Placed] = {}  # where its owner has it, which may be a replica that has left
+        self._lengths = OutputLength()
+        self._prefixes = PrefixIndex()
+        self._last_of_class: dict[int, float] = {}  # priority -> when a request of it came last
 
     # -- replicas -----------------------------------------------------------------------------------------------------
 
@@ -76,119 +65,254 @@ class ContinuousBatcher:
 
         It brings what it still runs: it may only have been silent, or we restarted and its gateways told us first.
         """
-        known = self._replicas.get(info.replica_id)
-        if known is not None and known.info.epoch >= info.epoch:
-            return
-        replica = self._replicas[info.replica_id] = _Replica(info)
+        known = self._pools.room(info.replica_id)
+        if known is not None:
+            if known.info.epoch >= info.epoch:
+                return
+            self._pools.leave(known, 0.0)
+        room = self._pools.join(info)
+        capacity = info.capacity
+        self._prefixes.join(info.replica_id, capacity.block_tokens, capacity.kv_tokens // capacity.block_tokens)
         for request_id, placed in self._placed.items():
             if (placed.replica_id, placed.epoch) == (info.replica_id, info.epoch):
-                replica.take(request_id, self._kv_tokens(placed.ticket, info))
+                room.take(request_id, self._kv_tokens(placed.ticket, info), 0)
+        self._pools.of(room).list_ready(room)
+        self._pools.reroute()
 
     def leave(self, replica_id: str, epoch: int, now: float) -> bool:
         """A replica is gone: nothing more is granted to it. False: that life of it was gone already.
 
         What ran there is its gateways' to release, when they have lost it too.
         """
-        if self._known(replica_id, epoch) is None:
+        room = self._pools.known(replica_id, epoch)
+        if room is None:
             return False
-        self._last_replica_at = now
-        del self._replicas[replica_id]
+        self._pools.leave(room, now)
+        self._prefixes.leave(replica_id)
         return True
 
     def drain(self, replica_id: str, epoch: int) -> bool:
         """Nothing more is granted to it; what runs there goes on. False: that life of it is not known."""
-        if (replica := self._known(replica_id, epoch)) is None:
+        if (room := self._pools.known(replica_id, epoch)) is None:
             return False
-        replica.draining = True
+        room.draining = True
+        self._pools.unpark(room)
         return True
 
     def report(self, load: LoadReport, now: float) -> bool:
         """Takes a load report; False if that replica, in that epoch, is not known here."""
-        replica = self._known(load.replica_id, load.epoch)
-        if replica is None:
+        room = self._pools.known(load.replica_id, load.epoch)
+        if room is None:
             return False
-        replica.load = load
+        room.load = load
+        room.fit.learn(load.work)
+        self._pools.of(room).list_ready(room)
+        self._prefixes.events(load.replica_id, load.stored, load.removed)
         return True
 
-    def _known(self, replica_id: str, epoch: int) -> _Replica | None:
-        replica = self._replicas.get(replica_id)
-        return replica if replica is not None and replica.info.epoch == epoch else None
+    def set_traffic(self, weights: Mapping[str, float] | None) -> None:
+        """Shares of unstarted requests by model version; None: by the number of replicas of each."""
+        self._pools.set_traffic(weights)
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def submit(self, owner: str, ticket: Ticket, now: float) -> None:
         """Queues a ticket. One that waits or runs already is not queued twice."""
-        queue = self._resumed if ticket.resumed else self._fresh
-        if not any(ticket.request_id in held for held in (self._resumed, self._fresh, self._placed)):
-            queue[ticket.request_id] = _Waiting(owner, ticket, now)
+        if ticket.request_id in self._pools or ticket.request_id in self._placed:
+            return
+        pool = self._pools.route(ticket)
+        waiting = Waiting(owner, ticket, now, ticket.prompt_tokens)
+        if ticket.blocks:
+            waiting.anchors = self._prefixes.anchors(ticket)
+            waiting.prefill = max(ticket.prompt_tokens - self._prefixes.longest(waiting.anchors).tokens, 1)
+        if ticket.ttft_s is not None and not ticket.resumed:
+            soonest = pool.last.first_token_s(waiting.prefill) if pool.last else 0.0
+            waiting.latest_start = now + ticket.ttft_s - soonest
+        self._last_of_class[ticket.priority] = now
+        self._pools.add(pool, waiting)
 
     def adopt(self, owner: str, ticket: Ticket, grant: Grant) -> None:
         """Takes over a request that runs already (the router restarted), whether its replica has joined yet or not."""
         self.release(Released(request_id=ticket.request_id))
-        self._place(owner, ticket, grant)
+        self._place(owner, ticket, grant, 0)
 
     def started(self, request_id: str, now: float) -> None:
-        """Its first token has come."""
+        """Its first token has come: its prefill is over."""
+        if (placed := self._placed.get(request_id)) and (room := self._pools.known(placed.replica_id, placed.epoch)):
+            room.started(request_id)
+            self._pools.of(room).list_ready(room)
 
     def release(self, released: Released) -> None:
         """A request ended, was cancelled, or lost its replica: it neither waits nor runs any more."""
         request_id = released.request_id
-        self._resumed.pop(request_id, None)
-        self._fresh.pop(request_id, None)
-        if (placed := self._placed.pop(request_id, None)) and (replica := self._known(placed.replica_id, placed.epoch)):
-            replica.release(request_id)
+        self._pools.remove(request_id)
+        if (placed := self._placed.pop(request_id, None)) is None:
+            return
+        ticket = placed.ticket
+        self._counters.charge(ticket.tenant.name, ticket.tenant.weight, released.output_tokens)
+        if released.whole:
+            self._lengths.learn(ticket.tenant.name, ticket.prompt_tokens, released.output_tokens)
+        if (room := self._pools.known(placed.replica_id, placed.epoch)) is not None:
+            room.release(request_id)
+            self._pools.of(room).list_ready(room)
 
     def forget_owner(self, owner: str) -> None:
         """A gateway is gone: so are its requests."""
-        for held in (self._resumed, self._fresh, self._placed):
-            for request_id in [r for r, of in held.items() if of.owner == owner]:
-                self.release(Released(request_id=request_id))
+        gone = [w.request_id for pool in self._pools for w in pool.queue if w.owner == owner]
+        gone += [request_id for request_id, placed in self._placed.items() if placed.owner == owner]
+        for request_id in gone:
+            self.release(Released(request_id=request_id))
+
+    # -- deciding -----------------------------------------------------------------------------------------------------
 
     def decide(self, now: float) -> Decision:
-        """Grants what has room now, in order; gives up on what has waited too long for any replica."""
+        """Grants what has room now, in order; denies what cannot be had in time."""
         decision = Decision([], [])
-        if self._replicas:
-            while queue := self._resumed or self._fresh:
-                request_id, (owner, ticket, _) = next(iter(queue.items()))
-                replica = self._pick(ticket)
-                if replica is None:
-                    break
-                del queue[request_id]
-                grant = Grant(request_id=request_id, replica_id=replica.info.replica_id, epoch=replica.info.epoch)
-                self._place(owner, ticket, grant)
-                decision.grants.append((owner, grant))
-        else:
-            for queue in (self._resumed, self._fresh):
-                while queue:
-                    request_id, (owner, _, since) = next(iter(queue.items()))
-                    if now - max(since, self._last_replica_at) < self._no_replica_wait_s:
-                        break
-                    del queue[request_id]
-                    decision.denials.append((owner, Denial(request_id=request_id, ending=Ending.NO_REPLICA.name)))
+        for pool in self._pools:
+            if not pool.replicas:
+                self._give_up(pool, now, decision)
+                continue
+            for waiting in pool.queue.late(now):
+                self._deny(pool, waiting, Ending.TOO_LATE, decision)
+            if len(pool.queue):
+                pool.wake(now)
+                self._grant_parked(pool, now, decision)
+                self._grant_in_order(pool, now, decision)
         return decision
 
-    def _place(self, owner: str, ticket: Ticket, grant: Grant) -> None:
+    def _give_up(self, pool: Pool, now: float, decision: Decision) -> None:
+        for waiting in list(pool.queue):
+            if now - max(waiting.since, pool.without_since) >= self._policy.no_replica_wait_s:
+                self._deny(pool, waiting, Ending.NO_REPLICA, decision)
+
+    def _deny(self, pool: Pool, waiting: Waiting, ending: Ending, decision: Decision) -> None:
+        self._pools.remove(waiting.request_id)
+        retry_after_s = pool.drain_rate.seconds_for(pool.queue.prefill_tokens) if ending is Ending.TOO_LATE else 0.0
+        denial = Denial(request_id=waiting.request_id, ending=ending.name, retry_after_s=retry_after_s)
+        decision.denials.append((waiting.owner, denial))
+
+    def _grant_in_order(self, pool: Pool, now: float, decision: Decision) -> None:
+        best = min((p for p, at in self._last_of_class.items() if now - at < BETTER_CLASS_S), default=0)
+        while (waiting := pool.queue.head(now)) is not None:
+            ticket = waiting.ticket
+            share = LOWER_CLASSES if ticket.priority > best and not ticket.resumed else 1.0
+            match = self._prefixes.longest(waiting.anchors)
+            room = self._pick(pool, waiting, match, now, share)
+            if room is None:
+                return
+            if self._comes_too_late(room, waiting, now):
+                self._deny(pool, waiting, Ending.TOO_LATE, decision)
+                continue
+            if (holder := self._worth_waiting_for(pool, waiting, match, room, now)) is not None:
+                pool.parked.setdefault(holder, {})[ticket.request_id] = waiting
+                continue
+            self._grant(pool, waiting, room, now, decision)
+
+    def _pick(self, pool: Pool, waiting: Waiting, match: Match, now: float, share: float) -> ReplicaRoom | None:
+        """A replica with room for it now: one that holds its beginning, else the least loaded one."""
+        ticket = waiting.ticket
+        some = islice(match.holders, LOOK_AT)  # what many hold, the least loaded one below is likely to hold too
+        rooms = [room for holder in some if (room := pool.replicas.get(holder)) is not None]
+        fitting = [r for r in rooms if self._fits(r, ticket, now, share)]
+        if fitting:
+            return min(fitting, key=lambda r: r.load_score)
+        ready = pool.ready_ones(now, self._policy.tpot_s, share)
+        try:
+            for _, room in zip(range(LOOK_AT), ready, strict=False):
+                if room.has_kv(self._kv_tokens(ticket, room.info), share):
+                    return room
+        finally:
+            ready.close()  # type: ignore[attr-defined]  # a generator
+        return None
+
+    def _comes_too_late(self, room: ReplicaRoom, waiting: Waiting, now: float) -> bool:
+        ticket = waiting.ticket
+        if ticket.ttft_s is None or ticket.resumed:
+            return False
+        return now + room.first_token_s(self._prefill(room, waiting)) > waiting.since + ticket.ttft_s
+
+    def _fits(self, room: ReplicaRoom, ticket: Ticket, now: float, share: float) -> bool:
+        return room.is_ready(now, self._policy.tpot_s, share) and room.has_kv(self._kv_tokens(ticket, room.info), share)
+
+    def _worth_waiting_for(
+        self, pool: Pool, waiting: Waiting, match: Match, room: ReplicaRoom, now: float
+    ) -> str | None:
+        """The busy replica that holds so much of the prompt that it is worth a wait, which then has begun."""
+        ticket = waiting.ticket
+        if match.tokens < PARK_TOKENS or waiting.parked_until or ticket.resumed:
+            return None
+        here = self._prefixes.matched(room.info.replica_id, waiting.anchors)
+        if match.tokens - here < PARK_TOKENS or pool.queue.is_starving(waiting, now):
+            return None
+        some = islice(match.holders, LOOK_AT)
+        busy = [r for holder in some if (r := pool.replicas.get(holder)) is not None and not r.draining]
+        if not busy:
+            return None
+        patience = PARK_S
+        if ticket.ttft_s is not None:
+            fresh_s = room.first_token_s(ticket.prompt_tokens - here)
+            patience = min(PARK_S, waiting.since + ticket.ttft_s - fresh_s - now)
+        if patience <= 0.0:
+            return None
+        pool.queue.park(waiting, now + patience)
+        return min(busy, key=lambda r: r.load_score).info.replica_id
+
+    def _grant_parked(self, pool: Pool, now: float, decision: Decision) -> None:
+        changed, pool.changed = pool.changed, set()
+        for replica_id in changed:
+            parked, room = pool.parked.get(replica_id), pool.replicas.get(replica_id)
+            if parked is None or room is None:
+                continue
+            for request_id, waiting in list(parked.items()):
+                if request_id not in pool.queue or waiting.parked_until <= now:
+                    del parked[request_id]
+                elif self._fits(room, waiting.ticket, now, 1.0):
+                    del parked[request_id]
+                    self._grant(pool, waiting, room, now, decision)
+                else:
+                    if room.ready_at > now:
+                        pool.list_at(room.ready_at, replica_id)
+                    break
+            if not parked:
+                del pool.parked[replica_id]
+
+    def _grant(self, pool: Pool, waiting: Waiting, room: ReplicaRoom, now: float, decision: Decision) -> None:
+        ticket, info = waiting.ticket, room.info
+        self._pools.remove(ticket.request_id)
+        grant = Grant(request_id=ticket.request_id, replica_id=info.replica_id, epoch=info.epoch)
+        prefill = self._prefill(room, waiting)
+        self._place(waiting.owner, ticket, grant, prefill)
+        self._prefixes.add(info.replica_id, waiting.anchors.blocks)
+        room.pace(prefill, now, self._policy.tpot_s)
+        pool.list_ready(room)
+        self._counters.charge(ticket.tenant.name, ticket.tenant.weight, prefill)
+        pool.granted += 1
+        pool.last = room
+        pool.drain_rate.add(prefill, now)
+        decision.grants.append((waiting.owner, grant))
+
+    def _place(self, owner: str, ticket: Ticket, grant: Grant, prefill: int) -> None:
         self._placed[ticket.request_id] = _Placed(owner, ticket, grant.replica_id, grant.epoch)
-        if replica := self._known(grant.replica_id, grant.epoch):
-            replica.take(ticket.request_id, self._kv_tokens(ticket, replica.info))
+        if room := self._pools.known(grant.replica_id, grant.epoch):
+            room.take(ticket.request_id, self._kv_tokens(ticket, room.info), prefill)
 
-    def _pick(self, ticket: Ticket) -> _Replica | None:
-        roomy = (r for r in self._replicas.values() if r.has_room(self._kv_tokens(ticket, r.info)))
-        return min(roomy, key=lambda r: (r.kv_in_flight, r.info.replica_id), default=None)
+    def _prefill(self, room: ReplicaRoom, waiting: Waiting) -> int:
+        """Prompt tokens that the replica would have to compute."""
+        cached = self._prefixes.matched(room.info.replica_id, waiting.anchors) if waiting.anchors.blocks else 0
+        return max(waiting.ticket.prompt_tokens - cached, 1)
 
-    @staticmethod
-    def _kv_tokens(ticket: Ticket, info: ReplicaInfo) -> int:
+    def _kv_tokens(self, ticket: Ticket, info: ReplicaInfo) -> int:
         """KV tokens to reserve: the prompt and the expected growth, in whole blocks."""
-        tokens = ticket.prompt_tokens + min(ticket.max_tokens, EXPECTED_OUTPUT_TOKENS)
+        growth = self._lengths.expected(ticket.tenant.name, ticket.prompt_tokens, ticket.max_tokens)
         block = info.capacity.block_tokens
-        return -(-min(tokens, info.capacity.max_model_len) // block) * block
+        return -(-min(ticket.prompt_tokens + growth, info.capacity.max_model_len) // block) * block
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
     @property
     def queued(self) -> int:
         """Tickets that wait."""
-        return len(self._resumed) + len(self._fresh)
+        return self._pools.waiting
 
     @property
     def placed(self) -> int:
@@ -196,8 +320,9 @@ class ContinuousBatcher:
         return len(self._placed)
 
     def replicas(self) -> Iterable[ReplicaView]:
-        for r in self._replicas.values():
-            yield ReplicaView(r.info, r.load, len(r.in_flight), r.kv_in_flight, r.draining)
+        for pool in self._pools:
+            for r in pool.replicas.values():
+                yield ReplicaView(r.info, r.load, len(r.in_flight), r.kv_tokens, r.draining)
 
     def running_on(self, replica_id: str) -> list[tuple[str, str]]:
         """(owner, request id) of what is granted there and not released."""

@@ -4,16 +4,18 @@ One of the four files that know vLLM's engine. It is an `EngineCoreClient` (vllm
 adds and aborts requests and pulls outputs; where these run, and what happens when that place dies, is decided here.
 
 A request here is *waiting* (its ticket is with the router), or *running* (on a replica), or gone. A replica that is
-lost costs it nothing but the tokens in flight: `prompt + delivered tokens` become the prompt of a new ticket, which
-goes ahead of the queue, and the stream goes on. The detokeniser, stop strings and logprobs never left the gateway.
+lost costs it nothing but the tokens in flight: a new ticket for `prompt + delivered tokens` goes ahead of the queue,
+the next replica gets the request and, beside it, what was delivered as its output so far, and the stream goes on. The
+detokeniser, stop strings and logprobs never left the gateway. A replica is lost when its connection ends, or when it
+has requests of ours and says nothing for `hang_timeout_s`.
 """
 
 import asyncio
 import copy
 import logging
+import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +23,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from cluster.outcomes import Ending, Verdict, verdict_of_request
+from cluster.live import HangWatch, Key, Live, Peer, Resumes, key_of
+from cluster.outcomes import Ending, RequestContext, context_of_request
 from cluster.router_link import RouterGone, RouterLink
 from replicas.messages import Grant, Inbox, Lost, Outbox, Released, ReplicaInfo, Resync, Ticket
 from replicas.wire import Connection, Kind
@@ -32,48 +35,32 @@ CONNECT_TIMEOUT_S = 5.0
 RETRY_ROUTER_S = 0.1
 
 
-@dataclass
-class _Live:
-    """A request that this gateway has open."""
-
-    request: EngineCoreRequest
-    ticket: Ticket
-    verdict: Verdict
-    delivered: list[int] = field(default_factory=list)
-    delivered_before: int = 0  # tokens that had been delivered when the ticket was made
-    grant: Grant | None = None  # None: waiting
-    lost_at: float = 0.0  # monotonic seconds; set while a resumed request has no new token yet
-
-
-@dataclass
-class _Peer:
-    """A replica as this gateway is connected to it, in one epoch."""
-
-    info: ReplicaInfo
-    connection: Connection | None = None  # None: connecting
-    unsent: list[_Live] = field(default_factory=list)  # granted before the connection stood
-
-
-@dataclass
-class Resumes:
-    """What replica losses have cost this gateway's streams so far."""
-
-    count: int = 0
-    longest_gap_s: float = 0.0
-
-
 class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     """The cluster as vLLM's engine core. Lives on one event loop."""
 
     engine_ranks_managed = (0,)  # vLLM labels its metrics by it: to the front end we are one engine
 
-    def __init__(self, router: RouterLink, gateway: str) -> None:
+    def __init__(
+        self,
+        router: RouterLink,
+        gateway: str,
+        hang_timeout_s: float = 30.0,
+        seed_samples: bool = False,
+        prompt_blocks: Callable[[EngineCoreRequest, int], tuple[int, ...]] = lambda request, block_tokens: (),
+    ) -> None:
+        """`seed_samples`: whether each sampled request that has no seed gets one, so that it resumes exactly.
+
+        `prompt_blocks` names a prompt's full KV blocks of so many tokens (`vllm_core.prompt_blocks`).
+        """
+        self._seed_samples = seed_samples
+        self._prompt_blocks = prompt_blocks
+        self._hang_watch = HangWatch(hang_timeout_s)
         self.resources = _Resources()
         self.resumes = Resumes()
         self._router = router
         self._gateway = gateway  # the id by which the router knows us
-        self._live: dict[str, _Live] = {}
-        self._peers: dict[tuple[str, int], _Peer] = {}
+        self._live: dict[str, Live] = {}
+        self._peers: dict[Key, Peer] = {}
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
@@ -85,6 +72,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._start(self._talk())
+        self._start(self._watch())
 
     # -- what AsyncLLM calls ------------------------------------------------------------------------------------------
 
@@ -98,26 +86,49 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         """Queues the request with the router and returns; what becomes of it arrives as outputs."""
         prompt = len(request.prompt_token_ids or ())
         max_tokens = request.sampling_params.max_tokens or 1
-        ticket = Ticket(request_id=request.request_id, prompt_tokens=prompt, max_tokens=max_tokens)
-        self._live[request.request_id] = _Live(request, ticket, verdict_of_request.get() or Verdict())
+        context = context_of_request.get() or RequestContext()
+        request.priority = context.priority(request.priority)
+        if self._seed_samples and request.sampling_params.temperature and request.sampling_params.seed is None:
+            request.sampling_params = copy.copy(request.sampling_params)  # samples of one HTTP request share theirs
+            request.sampling_params.seed = random.getrandbits(63)
+        ticket = Ticket(
+            request_id=request.request_id,
+            prompt_tokens=prompt,
+            max_tokens=max_tokens,
+            tenant=context.tenant,
+            priority=request.priority,
+            ttft_s=context.ttft_s,
+            blocks=self._blocks(request),
+            first_of_request=context.is_first_ticket(),
+        )
+        self._live[request.request_id] = Live(request, ticket, context.verdict)
         self._ask(ticket)
+
+    def _blocks(self, request: EngineCoreRequest) -> tuple[int, ...]:
+        for peer in self._peers.values():  # all have blocks of one size
+            return self._prompt_blocks(request, peer.info.capacity.block_tokens)
+        return ()
 
     async def abort_requests_async(self, request_ids: Sequence[str]) -> None:
         """Forgets requests, here, at the router and on their replicas."""
-        by_peer: dict[tuple[str, int], list[str]] = {}
-        for request_id in request_ids:
-            live = self._live.pop(request_id, None)
-            if live is None:
-                continue
+        self._abort(request_ids)
+
+    def _abort(self, request_ids: Sequence[str]) -> None:
+        gone = [live for request_id in request_ids if (live := self._live.pop(request_id, None)) is not None]
+        for live in gone:
             self._release(live)
-            if live.grant is not None:
-                by_peer.setdefault(_key(live.grant), []).append(request_id)
-        for key, ids in by_peer.items():
-            if (peer := self._peers.get(key)) is None:
-                continue
+        for peer, ids in self._by_peer(gone):
             peer.unsent = [live for live in peer.unsent if live.request.request_id not in ids]
             if peer.connection is not None:
                 peer.connection.send(Kind.ABORT, [msgspec.msgpack.encode(ids)])
+
+    def _by_peer(self, some: Iterable[Live]) -> list[tuple[Peer, list[str]]]:
+        """Request ids by the replica that they are granted to, if we still know it."""
+        ids: dict[Key, list[str]] = {}
+        for live in some:
+            if live.grant is not None:
+                ids.setdefault(key_of(live.grant), []).append(live.request.request_id)
+        return [(self._peers[key], those) for key, those in ids.items() if key in self._peers]
 
     def shutdown(self, timeout: float | None = None) -> None:
         for task in self._tasks:
@@ -145,7 +156,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         self._tickets[ticket.request_id] = ticket
         self._news.set()
 
-    def _release(self, live: _Live, whole: bool = False) -> None:
+    def _release(self, live: Live, whole: bool = False) -> None:
         request_id = live.ticket.request_id
         if self._tickets.pop(request_id, None) is None:  # else the router never heard of it
             new = len(live.delivered) - live.delivered_before
@@ -205,13 +216,36 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
                 ending = Ending[denial.ending]
                 if ending is Ending.NO_REPLICA and live.delivered:
                     ending = Ending.LOST
+                live.verdict.retry_after_s, live.verdict.quota = denial.retry_after_s, denial.quota
                 self._end(live, ending, denial.detail)
+        self._move(inbox.move)
+
+    def _move(self, request_ids: Sequence[str]) -> None:
+        """Takes running requests off their replica: once it has said its last of one, that is ticketed anew."""
+        granted = [live for request_id in request_ids if (live := self._live.get(request_id)) and live.grant]
+        for peer, ids in self._by_peer(granted):
+            if peer.connection is not None:
+                peer.connection.send(Kind.GIVE_BACK, [msgspec.msgpack.encode(ids)])
+                continue
+            unsent, peer.unsent = peer.unsent, [live for live in peer.unsent if live.request.request_id not in ids]
+            for live in unsent:
+                if live.request.request_id in ids:
+                    self._ask_again(live)
+
+    def _on_given_back(self, peer: Peer, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            live = self._live.get(request_id)
+            if live is not None and live.grant is not None and key_of(live.grant) == key_of(peer.info):
+                self.resumes.moved += 1
+                live.lost_at = time.monotonic()
+                self._ask_again(live)
 
     def _run(self, grant: Grant) -> None:
         live = self._live.get(grant.request_id)
         if live is None or live.grant is not None:
             return  # it was aborted meanwhile: its release is on the way
-        peer = self._peers.get(_key(grant))
+        live.verdict.quota = grant.quota
+        peer = self._peers.get(key_of(grant))
         if peer is None:  # lost between the router's decision and now
             self._ask_again(live)
             return
@@ -224,9 +258,9 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     # -- replicas -----------------------------------------------------------------------------------------------------
 
     def _meet(self, info: ReplicaInfo) -> None:
-        key = _key(info)
+        key = key_of(info)
         if key not in self._peers:
-            self._peers[key] = _Peer(info)
+            self._peers[key] = Peer(info)
             self._start(self._connect(self._peers[key]))
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -241,7 +275,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             logger.error("ClusterCore broke down; this gateway is unhealthy from now on.", exc_info=error)
             self.resources.engine_dead = True
 
-    async def _connect(self, peer: _Peer) -> None:
+    async def _connect(self, peer: Peer) -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -259,14 +293,23 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         for live in unsent:
             self._submit(connection, live)
 
-    def _submit(self, connection: Connection, live: _Live) -> None:
-        request = live.request if not live.delivered else resumed_request(live.request, live.delivered)
-        connection.send(Kind.ADD, self._encoder.encode(request))
+    def _submit(self, connection: Connection, live: Live) -> None:
+        live.submitted_at = time.monotonic()
+        encoded = self._encoder.encode(live.request)
+        if live.delivered:
+            connection.send(Kind.RESUME, [msgspec.msgpack.encode(live.delivered), *encoded])
+        else:
+            connection.send(Kind.ADD, encoded)
 
-    def _message_from(self, peer: _Peer) -> Callable[[Connection, Kind, list[bytes]], None]:
+    def _message_from(self, peer: Peer) -> Callable[[Connection, Kind, list[bytes]], None]:
         def on_message(_: Connection, kind: Kind, buffers: list[bytes]) -> None:
+            peer.heard_at = time.monotonic()
             if kind is Kind.FRAME:
                 self._on_frame(peer, buffers)
+            elif kind is Kind.GIVEN_BACK:
+                self._on_given_back(peer, msgspec.msgpack.decode(buffers[0], type=list[str]))
+            elif kind is Kind.LEAVING:
+                peer.leaving = True
             elif kind is Kind.REJECTED:
                 request_id, reason = msgspec.msgpack.decode(buffers[0], type=tuple[str, str])
                 if live := self._live.get(request_id):
@@ -274,12 +317,12 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
 
         return on_message
 
-    def _on_frame(self, peer: _Peer, buffers: list[bytes]) -> None:
+    def _on_frame(self, peer: Peer, buffers: list[bytes]) -> None:
         outputs = self._decoder.decode(buffers)
         kept = []
         for output in outputs.outputs:
             live = self._live.get(output.request_id)
-            if live is None or live.grant is None or _key(live.grant) != _key(peer.info):
+            if live is None or live.grant is None or key_of(live.grant) != key_of(peer.info):
                 continue  # aborted, or running elsewhere by now
             if output.new_token_ids and len(live.delivered) == live.delivered_before:
                 self._started.append(output.request_id)
@@ -297,25 +340,46 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             outputs.timestamp = time.monotonic()  # replicas have other clocks
             self._outputs.put_nowait(outputs)
 
-    def _on_lost(self, peer: _Peer) -> None:
+    async def _watch(self) -> None:
+        """Gives up replicas that hang. What such a one says later is not heard: its connection is closed."""
+        while True:
+            await asyncio.sleep(self._hang_watch.look_every_s)
+            for peer in list(self._hang_watch.hung(self._peers.values(), self._live.values(), time.monotonic())):
+                logger.warning("Replica %s has said nothing for too long.", peer.info.replica_id)
+                if peer.connection is not None:
+                    peer.connection.close()
+                self._on_lost(peer)
+
+    def _on_lost(self, peer: Peer) -> None:
         """The replica's connection broke, or never stood: what ran there goes on elsewhere."""
-        key = _key(peer.info)
+        key = key_of(peer.info)
         if self._peers.get(key) is not peer:
             return
         del self._peers[key]
         self._lost.append(Lost(replica_id=peer.info.replica_id, epoch=peer.info.epoch))
-        running = [live for live in self._live.values() if live.grant and _key(live.grant) == key]
+        running = [live for live in self._live.values() if live.grant and key_of(live.grant) == key]
         if running:
             logger.warning("Replica %s is lost; %d streams resume elsewhere.", peer.info.replica_id, len(running))
         for live in running:
-            live.lost_at = time.monotonic()
-            self.resumes.count += 1
-            self._ask_again(live)
+            live.lose_replica(peer.leaving, time.monotonic())
+            if self._live.get(live.request.request_id) is not live:
+                continue  # another sample of its HTTP request was quarantined just now
+            if live.quarantined:
+                self._quarantine(live)
+            else:
+                self.resumes.count += 1
+                self._ask_again(live)
         self._news.set()
 
-    def _ask_again(self, live: _Live) -> None:
+    def _quarantine(self, live: Live) -> None:
+        self.resumes.quarantined += 1
+        request_id = live.request.external_req_id or live.request.request_id
+        logger.error("Request %s was running on %d replicas as they died.", request_id, live.deaths)
+        self._end(live, Ending.QUARANTINED, f"Request {request_id}: {Ending.QUARANTINED.sentence}")
+
+    def _ask_again(self, live: Live) -> None:
         """Tickets `prompt + delivered tokens`, ahead of the queue."""
-        live.grant = None
+        live.grant, live.submitted_at = None, 0.0
         prompt = len(live.request.prompt_token_ids or ()) + len(live.delivered)
         left = max((live.request.sampling_params.max_tokens or 1) - len(live.delivered), 0)
         if left == 0:  # its last token had come, only the word that it was the last had not
@@ -328,36 +392,27 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
 
     # -- endings ------------------------------------------------------------------------------------------------------
 
-    def _end(self, live: _Live, ending: Ending, detail: str = "") -> None:
+    def _end(self, live: Live, ending: Ending, detail: str = "") -> None:
         """Ends a request that the cluster cannot serve; the gateway turns it into the ending's HTTP status."""
         live.verdict.ending, live.verdict.detail = ending, detail
         self._finish(live, FinishReason.ERROR)
+        # Other samples of the same HTTP request have no answer to be in; the front end may yet wait for their last.
+        others = [request_id for request_id, other in self._live.items() if other.verdict is live.verdict]
+        self._abort(others)
+        for request_id in others:
+            self._tell_end(request_id, FinishReason.ERROR)
 
-    def _finish(self, live: _Live, reason: FinishReason) -> None:
+    def _finish(self, live: Live, reason: FinishReason) -> None:
         request_id = live.request.request_id
         del self._live[request_id]
         self._release(live)
+        self._tell_end(request_id, reason)
+
+    def _tell_end(self, request_id: str, reason: FinishReason) -> None:
         self._outputs.put_nowait(EngineCoreOutputs(outputs=[EngineCoreOutput(request_id, [], finish_reason=reason)]))
-
-
-def _key(of: Grant | ReplicaInfo) -> tuple[str, int]:
-    """One life of a replica."""
-    return of.replica_id, of.epoch
 
 
 class _Resources:
     """AsyncLLM looks here for the engine's death. Replicas die and requests wait: only a mistake of ours is one."""
 
     engine_dead = False
-
-
-def resumed_request(request: EngineCoreRequest, delivered: list[int]) -> EngineCoreRequest:
-    """The request that goes on where `delivered` ended: delivered tokens become prompt, limits shrink with them."""
-    resumed = copy.copy(request)
-    resumed.prompt_token_ids = [*(request.prompt_token_ids or ()), *delivered]
-    params = request.sampling_params.clone()
-    params.max_tokens = (params.max_tokens or 1) - len(delivered)
-    params.min_tokens = max(params.min_tokens - len(delivered), 0)
-    params.prompt_logprobs = params.prompt_logprob_token_ids = None  # given already, with the first token
-    resumed.sampling_params = params
-    return resumed

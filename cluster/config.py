@@ -27,8 +27,10 @@ __all__ = ["ConfigError", "Loaded", "Machine", "Settings", "load", "setting_keys
 PREFIX = "MORAY_"
 COMMAND_LINE = "command line"
 DEFAULT = "default"
-# Ours, but no settings: they say which session a process belongs to and where files lie.
-_NOT_SETTINGS = frozenset({"MORAY_CONFIG", "MORAY_SESSION", "MORAY_STATE_DIR"})
+# Ours, but no settings: which session a process belongs to, where files lie, how a command is let in.
+_NOT_SETTINGS = frozenset({"MORAY_API_KEY", "MORAY_CONFIG", "MORAY_SESSION", "MORAY_STATE_DIR"})
+# Paths that are taken from the settings file's directory, or the caller's.
+_PATHS = (("model", "path"), ("gateway", "keys_file"))
 # Kubernetes gives every pod such variables for a Service named moray or moray-…
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 
@@ -95,12 +97,25 @@ def load(
     if sources.problems or settings is None:
         raise ConfigError(sources.problems)
     resolved = resolve(settings, machine)
-    if problems := contradictions(resolved.settings, machine):
+    if problems := contradictions(resolved.settings, machine) + _key_problems(resolved.settings):
         raise ConfigError(problems)
     origins = dict.fromkeys(setting_keys(), DEFAULT)
     origins |= {key: f"derived ({reason})" for key, reason in resolved.reasons.items()}
     origins |= {key: given.origin for key, given in by_key.items() if key not in resolved.reasons}
     return Loaded(resolved.settings, origins)
+
+
+def _key_problems(settings: Settings) -> list[str]:
+    """What is wrong with the key file; of a cluster's gateways each has its own, which this machine need not have."""
+    if settings.gateway.keys_file is None or settings.ray.address is not None:
+        return []
+    from cluster.tenants import KeyFileError, read
+
+    try:
+        read(settings.gateway.keys_file)
+    except KeyFileError as error:
+        return list(error.problems)
+    return []
 
 
 def setting_keys() -> tuple[str, ...]:
@@ -214,7 +229,7 @@ def _walk(root: yaml.Node, loader: yaml.SafeLoader, file: Path, sources: _Source
                 sources.problems.append(f"{key} ({where}) was set before, at {seen[key]}")
             seen[key] = where
             made = loader.construct_object(value, deep=True)
-            if key == "model.path" and isinstance(made, str):
+            if (name, leaf) in _PATHS and isinstance(made, str):
                 made = file.parent / Path(made).expanduser()
             if key == "engine.extra" and isinstance(made, dict):
                 for option, chosen in made.items():
@@ -240,8 +255,9 @@ def _validated(by_key: Mapping[str, _Given], problems: list[str]) -> Settings | 
             tree.setdefault(group, {}).setdefault("extra", {})[name.removeprefix("extra.")] = given.value
         else:
             tree.setdefault(group, {})[name] = given.value
-    if isinstance(path := tree.get("model", {}).get("path"), str | Path):
-        tree["model"]["path"] = Path(path).expanduser().absolute()
+    for group, name in _PATHS:
+        if isinstance(path := tree.get(group, {}).get(name), str | Path):
+            tree[group][name] = Path(path).expanduser().absolute()
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:

@@ -1,15 +1,21 @@
 """The gateway's HTTP edge: what surrounds vLLM's app. Plain ASGI, no vLLM, so that each token passes only a few lines.
 
+- Where API keys are configured, every request needs one; who it is goes with the request (`RequestContext`). Open
+  stay what load balancers probe, and the preflights of browsers, which carry no key.
 - A body over the limit is refused with 413 before it is parsed, whatever the app makes of its missing rest.
 - An ending that the cluster gave a request (no replica, say) becomes its HTTP status with Retry-After, for streams
-  too: the response's head is held back until the first byte of its body exists.
+  too: the response's head is held back until the first byte of its body exists. By then the tenant's quota is known
+  too, for the rate-limit headers.
 """
 
 import json
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from cluster.outcomes import Ending, Verdict, verdict_of_request
+from cluster.outcomes import Ending, RequestContext, Verdict, context_of_request
+from cluster.tenants import KeyRing
+from replicas.messages import Quota
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -18,27 +24,50 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Edge:
-    """Wraps an ASGI app. `max_body_bytes` bounds request bodies; `retry_after_s` goes with 429 and 503."""
+TTFT_HEADER = "x-slo-ttft-ms"  # as llm-d calls it: milliseconds in which the client wants the first token
+_PROBES = frozenset({"/health", "/ping", "/version"})
 
-    def __init__(self, app: App, max_body_bytes: int, retry_after_s: int) -> None:
+
+class Edge:
+    """Wraps an ASGI app.
+
+    `max_body_bytes` bounds request bodies; `retry_after_s` goes with a 429 or 503 that has no time of its own. `keys`
+    gives the keys in force; None: none are configured, all may enter. `ttft_s` is for requests that name no other.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        max_body_bytes: int,
+        retry_after_s: int,
+        keys: Callable[[], Awaitable[KeyRing]] | None = None,
+        ttft_s: float | None = None,
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._retry_after_s = retry_after_s
+        self._keys = keys
+        self._ttft_s = ttft_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and self._keys is not None:
+            await send({"type": "websocket.close", "code": 1008})  # nothing of ours speaks it: no way past the keys
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        verdict = Verdict()
+        headers = _Headers(scope)
+        context = await self._context(scope, headers)
+        verdict = context.verdict
         body = _LimitedBody(receive, self._max_body_bytes, verdict)
         head = _HeldHead(send, verdict, self._retry_after_s)
-        length = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
-        if length.isdigit() and int(length) > self._max_body_bytes:
+        length = headers.get("content-length")
+        if verdict.ending is None and length.isdigit() and int(length) > self._max_body_bytes:
             body.refuse()
+        if verdict.ending is not None:
             await head.replace()
             return
-        token = verdict_of_request.set(verdict)
+        token = context_of_request.set(context)
         try:
             await self._app(scope, body.receive, head.send)
         except Exception:
@@ -46,7 +75,53 @@ class Edge:
             if not (body.refused and await head.replace()):
                 raise
         finally:
-            verdict_of_request.reset(token)
+            context_of_request.reset(token)
+
+    async def _context(self, scope: Scope, headers: "_Headers") -> RequestContext:
+        """Who asks and what they want; its verdict is set if they may not enter."""
+        ttft_s, problem = _wanted_ttft_s(headers.get(TTFT_HEADER), self._ttft_s)
+        if self._keys is None or scope["path"] in _PROBES or scope["method"] == "OPTIONS":
+            context = RequestContext(ttft_s=ttft_s)
+        else:
+            key = _presented_key(headers)
+            if (holder := (await self._keys()).holder(key)) is None:
+                context = RequestContext()
+                context.verdict.ending = Ending.UNAUTHENTICATED
+                context.verdict.detail = "The API key is not known here." if key else ""
+                return context
+            context = RequestContext(holder.tenant, holder.priority_ceiling, ttft_s)
+        if problem:
+            context.verdict.ending, context.verdict.detail = Ending.BAD_HEADER, problem
+        return context
+
+
+class _Headers:
+    def __init__(self, scope: Scope) -> None:
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+
+    def get(self, name: str) -> str:
+        """The first of that name, which is lower case as ASGI's are; "" if there is none."""
+        wanted = name.encode()
+        return next((value.decode("latin-1").strip() for key, value in self._headers if key == wanted), "")
+
+
+def _presented_key(headers: _Headers) -> str:
+    """OpenAI's way to send a key, or else Anthropic's."""
+    scheme, _, key = headers.get("authorization").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+
+
+def _wanted_ttft_s(text: str, default: float | None) -> tuple[float | None, str]:
+    """Seconds, and what is wrong with the header's text."""
+    if not text:
+        return default, ""
+    try:
+        wanted_ms = float(text)
+    except ValueError:
+        wanted_ms = 0.0
+    if not 0 < wanted_ms < math.inf:
+        return None, f"The header {TTFT_HEADER} must be a positive number of milliseconds, not {text[:40]!r}."
+    return wanted_ms / 1000, ""
 
 
 class _BodyTooLarge(Exception):
@@ -100,6 +175,8 @@ class _HeldHead:
             pass  # not a byte yet
         elif not await self.replace():
             self._begun = True
+            if limits := _rate_limit_headers(self._verdict.quota):
+                self._head["headers"] = [*self._head.get("headers", ()), *_encoded(limits)]
             await self._send(self._head)
             await self._send(message)
 
@@ -108,7 +185,11 @@ class _HeldHead:
         ending = self._verdict.ending
         if ending is not None and not self._begun:
             self._begun = self._replaced = True
-            headers = {"retry-after": str(self._retry_after_s)} if ending.retryable else {}
+            headers = _rate_limit_headers(self._verdict.quota)
+            if ending.retryable:
+                headers["retry-after"] = str(math.ceil(self._verdict.retry_after_s) or self._retry_after_s)
+            if ending is Ending.UNAUTHENTICATED:
+                headers["www-authenticate"] = "Bearer"
             await _send_error(self._send, ending, self._verdict.detail or ending.sentence, headers)
         return self._replaced
 
@@ -118,6 +199,28 @@ async def _send_error(send: Send, ending: Ending, sentence: str, headers: dict[s
     error = {"message": sentence, "type": ending.error_type, "param": None, "code": ending.status}
     body = json.dumps({"error": error}).encode()
     fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-    head = [(k.encode(), v.encode()) for k, v in fields.items()]
-    await send({"type": "http.response.start", "status": ending.status, "headers": head})
+    await send({"type": "http.response.start", "status": ending.status, "headers": _encoded(fields)})
     await send({"type": "http.response.body", "body": body})
+
+
+def _encoded(fields: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in fields.items()]
+
+
+def _rate_limit_headers(quota: Quota | None) -> dict[str, str]:
+    """What is left to the tenant, under the names that OpenAI's clients know."""
+    fields: dict[str, str] = {}
+    for what in ("requests", "tokens"):
+        if (allowance := getattr(quota, what, None)) is not None:
+            fields[f"x-ratelimit-limit-{what}"] = str(allowance.limit)
+            fields[f"x-ratelimit-remaining-{what}"] = str(allowance.remaining)
+            fields[f"x-ratelimit-reset-{what}"] = _duration(allowance.reset_s)
+    return fields
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: 850ms, 12s, 1m30s."""
+    if 0 < seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

@@ -7,13 +7,17 @@ reasoning and tool parsers, structured output's request side, SSE.
 import gc
 import os
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from ray import serve
 
+from cluster.draining import DrainRefused, DrainRequest
 from cluster.edge import Edge
+from cluster.outcomes import context_of_request
 from cluster.router_link import RayRouterLink, RouterGone
+from cluster.tenants import KeyFile
 from replicas.engine_spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -29,6 +33,9 @@ class GatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int
     retry_after_s: int
     stream_interval: int
+    keys_file: str | None = None  # None: no key is asked for
+    operators: tuple[str, ...] = ()  # tenants who may command the cluster, where keys are asked for
+    ttft_s: float | None = None  # seconds in which a request that names no other wants its first token
 
 
 @serve.ingress()
@@ -54,6 +61,7 @@ def _prepare_environment(spec: EngineSpec) -> None:
 
 async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     """vLLM's OpenAI app (vllm/entrypoints/launchers/app.py) over an AsyncLLM whose engine core is the cluster."""
+    keys = KeyFile(Path(spec.keys_file)) if spec.keys_file else None  # first: it fails in no time
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app as vllm_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -63,14 +71,23 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     from vllm.v1.executor import Executor
 
     from cluster.cluster_core import ClusterCore
-    from replicas.vllm_core import engine_args
+    from replicas.vllm_core import engine_args, prompt_blocks
 
     arguments = engine_args(spec.engine)
     config = arguments.create_engine_config()
     config.cache_config.num_gpu_blocks = 1  # vLLM's start-up log divides by it; the real ones are the replicas'
     gateway = f"gateway-{uuid.uuid4().hex[:8]}"
     config.scheduler_config.stream_interval = spec.stream_interval  # AsyncLLM's output processor reads it there
-    core = ClusterCore(router, gateway)
+    # On a GPU vLLM's noise is a function of seed and position: with a seed a sample resumes exactly. On a CPU a seed
+    # for each request costs 3-4% of a step (embedded model, batch 32): there only what its client seeded resumes
+    # exactly, the rest goes on in the same distribution.
+    core = ClusterCore(
+        router,
+        gateway,
+        hang_timeout_s=spec.engine.hang_timeout_s,
+        seed_samples=spec.engine.device == "cuda",
+        prompt_blocks=prompt_blocks(config),
+    )
     with _as_vllms_engine_core(core):
         llm = AsyncLLM(config, Executor.get_class(config), log_requests=False, log_stats=False)
 
@@ -91,7 +108,13 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     _adapt(app, spec)
     enable_envs_cache()  # else vLLM reads and parses its environment anew for each request
     gc.set_threshold(50_000, 20, 100)  # what lives long is frozen (vLLM's lifespan); tokens' garbage has no cycles
-    return Edge(app, max_body_bytes=spec.max_body_bytes, retry_after_s=spec.retry_after_s)
+    return Edge(
+        app,
+        max_body_bytes=spec.max_body_bytes,
+        retry_after_s=spec.retry_after_s,
+        keys=keys.ring if keys else None,
+        ttft_s=spec.ttft_s,
+    )
 
 
 class _as_vllms_engine_core:  # noqa: N801  (a context manager, used as a word)
@@ -132,7 +155,26 @@ def _adapt(app: "FastAPI", spec: GatewaySpec) -> None:
 
 
 def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, core: Any) -> None:
-    from fastapi import HTTPException
+    from fastapi import HTTPException, Request
+
+    @app.post("/moray/drain")
+    async def drain(request: Request) -> dict[str, str]:
+        """For operators: see DrainRequest. JSON only, which no page of another origin can send unasked."""
+        context = context_of_request.get()
+        if spec.keys_file and (context is None or context.tenant.name not in spec.operators):
+            raise HTTPException(403, "This API key is no operator's: gateway.operators names the tenants that are.")
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise HTTPException(415, "Send application/json.")
+        try:
+            asked = msgspec.json.decode(await request.body(), type=DrainRequest)
+        except msgspec.MsgspecError as error:
+            raise HTTPException(400, f"The body is not understood: {error}") from error
+        try:
+            return {"replica": await router.drain(asked)}
+        except DrainRefused as refusal:
+            raise HTTPException(409, str(refusal)) from refusal
+        except RouterGone as error:
+            raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
 
     @app.get("/moray/status")
     async def status() -> dict[str, Any]:
@@ -146,6 +188,8 @@ def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, co
             "pid": os.getpid(),
             "open_requests": core.open_requests,
             "resumed": core.resumes.count,
+            "moved": core.resumes.moved,
+            "quarantined": core.resumes.quarantined,
             "longest_resume_gap_s": core.resumes.longest_gap_s,
         }
         return told

@@ -3,15 +3,26 @@
 import contextvars
 import enum
 
+from replicas.messages import Quota, Tenant
+
 
 class Ending(enum.Enum):
     """An ending that the cluster, not the model, gave a request. (HTTP status, error type, sentence)"""
 
     NO_REPLICA = (503, "ServiceUnavailableError", "No replica of the model is ready; try again.")
     LOST = (503, "ServiceUnavailableError", "The replica was lost and none came back in time; try again.")
+    QUARANTINED = (
+        500,
+        "InternalServerError",
+        "It was running on two replicas as they died and is not tried a third time.",
+    )
     REJECTED = (400, "BadRequestError", "The engine refused the request.")
     BODY_TOO_LARGE = (413, "RequestEntityTooLarge", "The request's body is too large.")
+    TOO_LATE = (429, "TooManyRequestsError", "The first token cannot come in the time that it is wanted in; try again.")
     QUEUE_FULL = (429, "TooManyRequestsError", "Too many requests are waiting; try again.")
+    RATE_LIMITED = (429, "RateLimitError", "The tenant's limit is used up; try again.")
+    UNAUTHENTICATED = (401, "AuthenticationError", "An API key is needed: send `Authorization: Bearer KEY`.")
+    BAD_HEADER = (400, "BadRequestError", "A header of the request cannot be used.")
 
     @property
     def status(self) -> int:
@@ -31,14 +42,40 @@ class Ending(enum.Enum):
 
 
 class Verdict:
-    """Filled in when the cluster, not the model, ends a request. Shared by the HTTP layer and the engine client."""
+    """What the router said of a request. Its ending is set when the cluster, not the model, ends the request."""
 
-    __slots__ = ("detail", "ending")
+    __slots__ = ("detail", "ending", "quota", "retry_after_s")
 
     def __init__(self) -> None:
         self.ending: Ending | None = None
         self.detail = ""  # a sentence for the client; empty: the ending's own
+        self.retry_after_s = 0.0  # when another try may succeed; 0: not known
+        self.quota: Quota | None = None  # what its tenant has left
+
+
+class RequestContext:
+    """One HTTP request, as the edge and ClusterCore share it; vLLM's front end lies between the two."""
+
+    __slots__ = ("_priority_ceiling", "_tickets", "tenant", "ttft_s", "verdict")
+
+    def __init__(
+        self, tenant: Tenant | None = None, priority_ceiling: int | None = None, ttft_s: float | None = None
+    ) -> None:
+        self.tenant = tenant or Tenant()
+        self.ttft_s = ttft_s  # seconds in which the first token is wanted; None: whenever it comes
+        self.verdict = Verdict()
+        self._priority_ceiling = priority_ceiling  # None: any may be asked for
+        self._tickets = 0
+
+    def priority(self, asked: int) -> int:
+        """What it gets of what it asked for: lower goes first, so that the ceiling is the lowest number."""
+        return asked if self._priority_ceiling is None else max(asked, self._priority_ceiling)
+
+    def is_first_ticket(self) -> bool:
+        """True the first time: samples and tool turns make further tickets of one HTTP request."""
+        self._tickets += 1
+        return self._tickets == 1
 
 
 # Set by the HTTP layer for each request; whatever the request starts runs in its context and finds it.
-verdict_of_request: contextvars.ContextVar[Verdict | None] = contextvars.ContextVar("verdict", default=None)
+context_of_request: contextvars.ContextVar[RequestContext | None] = contextvars.ContextVar("request", default=None)

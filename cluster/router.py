@@ -1,7 +1,7 @@
 """The router: one Ray actor per served model. I/O only; every decision is `batching.ContinuousBatcher`'s.
 
 It is never in the token path. When it dies, Ray restarts it empty; its gateways' connections break, they connect again
-and tell it all they have open, replicas are told that they are unknown (`report() -> False`) and join again, and
+and tell it all they have open, replicas are told that they are unknown (`report() -> None`) and join again, and
 running streams notice nothing.
 """
 
@@ -16,8 +16,11 @@ from typing import Any
 import msgspec
 import ray
 
-from cluster.batching import ContinuousBatcher
+from cluster.batcher import Batcher
+from cluster.batching import ContinuousBatcher, Policy
+from cluster.draining import Candidate, DrainRefused, DrainRequest, choose
 from cluster.outcomes import Ending
+from cluster.quotas import Quotas
 from replicas.messages import Denial, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
 from replicas.router_handle import NAMESPACE, actor_name
 from replicas.wire import Connection, Kind
@@ -30,18 +33,37 @@ HEARTBEAT_TIMEOUT_S = 5.0  # silence after which a replica is taken out; of a ki
 _decode_outbox = msgspec.msgpack.Decoder(Outbox | Resync).decode
 
 
+class RouterSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a router must know, as plain values; defaults are the settings'."""
+
+    model: str
+    listen: str | None  # address that gateways reach it by; None: that of its Ray node
+    policy: str = "continuous"  # or the name of one of `cluster.peers`
+    max_queue: int = 2048
+    no_replica_wait_s: float = 30.0
+    tpot_s: float | None = None
+    starvation_s: float = 30.0
+
+    def batcher(self) -> Batcher:
+        return ContinuousBatcher(
+            Policy(no_replica_wait_s=self.no_replica_wait_s, tpot_s=self.tpot_s, starvation_s=self.starvation_s)
+        )
+
+
 class RouterState:
     """What the router knows, without Ray: times are passed in, waiting is done by the actor around it."""
 
-    def __init__(self, no_replica_wait_s: float, max_queue: int) -> None:
+    def __init__(self, batcher: Batcher, max_queue: int) -> None:
         self._max_queue = max_queue
-        self._batcher = ContinuousBatcher(no_replica_wait_s)
+        self._batcher = batcher
+        self._quotas = Quotas()
         self._roster: dict[str, ReplicaInfo] = {}
         self._roster_version = 0
         self._heard: dict[str, float] = {}  # replica id -> time of its last report
         self._gateways: set[str] = set()
         self._grants: dict[str, list[Grant]] = {}  # gateway id -> what it is to be told
         self._denials: dict[str, list[Denial]] = {}
+        self._moves: dict[str, list[str]] = {}
 
     def join(self, info: ReplicaInfo, now: float) -> None:
         known = self._roster.get(info.replica_id)
@@ -49,6 +71,8 @@ class RouterState:
             self._batcher.join(info)
             self._roster[info.replica_id] = info
             self._roster_version += 1
+            if info.draining:
+                self._batcher.drain(info.replica_id, info.epoch)
         if self._roster[info.replica_id].epoch == info.epoch:
             self._heard[info.replica_id] = now
 
@@ -63,14 +87,33 @@ class RouterState:
             self._heard[load.replica_id] = now
         return known
 
+    def drain(self, asked: DrainRequest, now: float) -> str:
+        """Has a replica drained, or no longer; returns its id. Raises DrainRefused."""
+        replica_id = choose(asked, [Candidate(r.info.replica_id, r.draining) for r in self._batcher.replicas()])
+        info = self._roster[replica_id]
+        if asked.undo:
+            self._batcher.leave(replica_id, info.epoch, now)
+            self._batcher.join(info)  # brings what it runs
+            return replica_id
+        self._batcher.drain(replica_id, info.epoch)
+        for gateway, request_id in self._batcher.running_on(replica_id) if asked.migrate else ():
+            self._moves.setdefault(gateway, []).append(request_id)
+        return replica_id
+
+    def state_of(self, replica_id: str) -> str:
+        """As `status` has it; "gone" if it is not known."""
+        return next((_state(r.draining) for r in self._batcher.replicas() if r.info.replica_id == replica_id), "gone")
+
     def take(self, gateway: str, outbox: Outbox | Resync, now: float) -> None:
         """Applies what a gateway says. The first that it says is a Resync."""
         if isinstance(outbox, Resync):
             self.forget(gateway)
             self._gateways.add(gateway)
             for ticket, grant in outbox.running:
+                self._quotas.adopt(gateway, ticket, now)
                 self._batcher.adopt(gateway, ticket, grant)
             for ticket in outbox.waiting:
+                self._quotas.adopt(gateway, ticket, now)
                 self._batcher.submit(gateway, ticket, now)
             return
         for lost in outbox.lost:
@@ -78,11 +121,14 @@ class RouterState:
         for request_id in outbox.started:
             self._batcher.started(request_id, now)
         for released in outbox.released:
+            self._quotas.release(released)
             self._batcher.release(released)
         for ticket in outbox.tickets:
             if self._batcher.queued >= self._max_queue and not ticket.resumed:
                 denial = Denial(request_id=ticket.request_id, ending=Ending.QUEUE_FULL.name)
                 self._denials.setdefault(gateway, []).append(denial)
+            elif refused := self._quotas.admit(gateway, ticket, now):
+                self._denials.setdefault(gateway, []).append(refused)
             else:
                 self._batcher.submit(gateway, ticket, now)
 
@@ -93,25 +139,31 @@ class RouterState:
                 self.leave(replica_id, info.epoch, now)
         decision = self._batcher.decide(now)
         for gateway, grant in decision.grants:
+            if quota := self._quotas.quota(grant.request_id, now):
+                grant = msgspec.structs.replace(grant, quota=quota)
             self._grants.setdefault(gateway, []).append(grant)
         for gateway, denial in decision.denials:
+            self._quotas.give_back(denial.request_id)
             self._denials.setdefault(gateway, []).append(denial)
 
     def forget(self, gateway: str) -> None:
         """All that this gateway has asked for, and what it was given but has not been told."""
         self._gateways.discard(gateway)
         self._batcher.forget_owner(gateway)
+        self._quotas.forget_owner(gateway)
         self._grants.pop(gateway, None)
         self._denials.pop(gateway, None)
+        self._moves.pop(gateway, None)
 
     def collect(self, gateway: str, roster_version: int) -> tuple[Inbox | None, int]:
         """What there is to tell this gateway, who was told the roster of that version; and the version it then has."""
         changed = roster_version != self._roster_version
-        if not (changed or gateway in self._grants or gateway in self._denials):
+        if not (changed or gateway in self._grants or gateway in self._denials or gateway in self._moves):
             return None, roster_version
         inbox = Inbox(
             grants=tuple(self._grants.pop(gateway, ())),
             denials=tuple(self._denials.pop(gateway, ())),
+            move=tuple(self._moves.pop(gateway, ())),
             roster=tuple(self._roster.values()) if changed else None,
         )
         return inbox, self._roster_version
@@ -121,7 +173,7 @@ class RouterState:
         replicas = [
             {
                 "id": info.replica_id,
-                "state": "draining" if draining else "ready",
+                "state": _state(draining),
                 "epoch": info.epoch,
                 "address": f"{info.host}:{info.port}",
                 "engine": {"pid": info.engine_pid, "host": info.engine_host},
@@ -148,7 +200,12 @@ class RouterState:
             "replicas": replicas,
             "gateways": [{"id": g} for g in sorted(self._gateways)],
             "router": {"queued": self._batcher.queued, "granted": self._batcher.placed},
+            "tenants": self._quotas.status(),
         }
+
+
+def _state(draining: bool) -> str:
+    return "draining" if draining else "ready"
 
 
 @dataclass
@@ -163,9 +220,9 @@ class _Gateway:
 class Router:
     """The actor around `RouterState`. Replicas call it through Ray; gateways hold a connection each."""
 
-    def __init__(self, no_replica_wait_s: float, max_queue: int, listen: str | None) -> None:
-        self._state = RouterState(no_replica_wait_s, max_queue)
-        self._listen = listen or ray.util.get_node_ip_address()
+    def __init__(self, spec: RouterSpec) -> None:
+        self._state = RouterState(spec.batcher(), spec.max_queue)
+        self._listen = spec.listen or ray.util.get_node_ip_address()
         self._token = secrets.token_hex(16)
         self._gateways: dict[Connection, _Gateway] = {}
         self._serving = asyncio.get_event_loop().create_task(self._serve())
@@ -226,9 +283,19 @@ class Router:
         self._state.leave(replica_id, epoch, time.monotonic())
         self._decide()
 
-    async def report(self, load: LoadReport) -> bool:
-        """A replica's load; False tells it to join again."""
-        return self._state.report(load, time.monotonic())
+    async def report(self, load: LoadReport) -> str | None:
+        """A replica's load; the answer is its state, or None: it is to join again."""
+        known = self._state.report(load, time.monotonic())
+        return self._state.state_of(load.replica_id) if known else None
+
+    async def drain(self, asked: DrainRequest) -> dict[str, str]:
+        """{"replica": its id}, or {"refused": why not}."""
+        try:
+            drained = self._state.drain(asked, time.monotonic())
+        except DrainRefused as refusal:
+            return {"refused": str(refusal)}
+        self._decide()
+        return {"replica": drained}
 
     async def status(self) -> dict[str, Any]:
         status = self._state.status()
@@ -236,13 +303,9 @@ class Router:
         return status
 
 
-def start_router(model: str, no_replica_wait_s: float, max_queue: int, listen: str | None) -> "ray.actor.ActorHandle":
-    """The model's router, started if it is not there. Detached: it outlives whoever asked first.
-
-    `listen`: the address that gateways reach it by; None for that of its Ray node.
-    """
+def start_router(spec: RouterSpec) -> "ray.actor.ActorHandle":
+    """The model's router, started if it is not there. Detached: it outlives whoever asked first."""
     # Made an actor here, not by a decorator: then Ray imports the class where it runs, instead of pickling its code.
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(Router)
-    return actor.options(name=actor_name(model), namespace=NAMESPACE, get_if_exists=True, lifetime="detached").remote(
-        no_replica_wait_s, max_queue, listen
-    )
+    name = actor_name(spec.model)
+    return actor.options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached").remote(spec)

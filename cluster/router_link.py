@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 import ray
 
+from cluster.draining import DrainRefused, DrainRequest
 from replicas.messages import Inbox, Outbox, Resync, RouterAddress
 from replicas.router_handle import find_router
 from replicas.wire import Connection, Kind
@@ -63,6 +64,16 @@ class RayRouterLink:
     def tell(self, message: Outbox | Resync) -> None:
         if self._connection is not None:
             self._connection.send(Kind.OUTBOX, [msgspec.msgpack.encode(message)])
+
+    async def drain(self, asked: DrainRequest) -> str:
+        """Has a replica drained, or no longer; returns its id. Raises DrainRefused and RouterGone."""
+        try:
+            answer: dict[str, str] = await (await find_router(self._model, CONNECT_TIMEOUT_S)).drain.remote(asked)
+        except (ray.exceptions.RayError, OSError) as error:
+            raise RouterGone(f"{type(error).__name__}: {error}") from error
+        if refusal := answer.get("refused"):
+            raise DrainRefused(refusal)
+        return answer["replica"]
 
     async def status(self) -> dict[str, Any]:
         """What the router holds. Raises RouterGone."""

@@ -7,6 +7,7 @@ and what `load` returns is always resolved.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +189,14 @@ class Replicas(_Group):
         ge=0,
         description="Seconds that a stopping replica's running requests have to finish; then they resume elsewhere.",
     )
+    hang_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds without the end of an engine step after which a replica that has requests counts as hung: "
+        "they resume elsewhere, and it is replaced. The slowest honest step must be well below half of it; the longest "
+        "measured, a compilation in the midst of serving, took a few seconds.",
+    )
 
 
 class Gateway(_Group):
@@ -196,6 +205,20 @@ class Gateway(_Group):
     count: int = Field(1, ge=1, description="Gateway processes.")
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address to listen on. 0.0.0.0 serves other machines: there is no TLS."
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="YAML file of tenants, the hashes of their API keys and their limits (`moray key new` makes it), "
+        "on each gateway's machine; a changed file counts within a second. A relative path in a YAML file is taken "
+        "from that file's directory. null: no key is asked for.",
+    )
+    operators: tuple[str, ...] = Field(
+        (),
+        description="Tenants of the key file whose keys may command the cluster (`moray drain`). Without a key file "
+        "whoever reaches the port may.",
+    )
+    allow_unauthenticated: bool = Field(
+        False, description="Serve without API keys on an address that other machines can reach."
     )
     port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
     max_body_mib: float = Field(8.0, gt=0, description="Largest request body, MiB; a larger one is answered with 413.")
@@ -226,6 +249,23 @@ class Router(_Group):
         30.0,
         ge=0,
         description="Seconds a request waits while no replica is left (one is restarting) before it is answered 503.",
+    )
+    ttft_slo_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds in which a request's first token is wanted, unless its x-slo-ttft-ms header says "
+        "otherwise: one that cannot get it in time is answered with 429 early. null: requests wait as long as they "
+        "must.",
+    )
+    tpot_slo_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds between the tokens of a running stream, on average: new prompts are let in at a pace that "
+        "keeps it. null: prompts are let in as they fit.",
+    )
+    starvation_s: float = Field(
+        30.0, gt=0, description="Seconds after which a waiting request is overtaken by no other, whatever its size."
     )
     retry_after_s: int = Field(5, ge=1, description="Seconds in the Retry-After header of a 429 or 503.")
 
@@ -350,12 +390,32 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
         found.append(f"gateway.port and ray.dashboard_port are both {settings.gateway.port}: choose another for one")
     if settings.ray.address is None:
         found += _beyond_this_machine(settings, machine, shards, count)
+    found += _open_to_others(settings.gateway)
     if settings.engine.host == "thread" and shards > 1:
         found.append(
             f"engine.host is thread, but experts.expert_parallel is {shards}: each shard is a process of its own; "
             "leave engine.host on process, or set experts.expert_parallel to 1"
         )
     return found
+
+
+def _open_to_others(gateway: Gateway) -> list[str]:
+    if gateway.keys_file is not None or gateway.allow_unauthenticated or _is_loopback(gateway.host):
+        return []
+    return [
+        f"gateway.host is {gateway.host}, which other machines can reach, but no API keys are configured: set "
+        "gateway.keys_file (`moray key new --tenant NAME --file keys.yaml` makes one), or gateway.host to 127.0.0.1, "
+        "or gateway.allow_unauthenticated to true if whoever reaches it may use it"
+    ]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may stand for any address
 
 
 def _beyond_this_machine(settings: Settings, machine: Machine, shards: int, count: int) -> list[str]:

@@ -44,9 +44,10 @@ def served_model(client: httpx.Client) -> str:
         return str(response.json()["data"][0]["id"])
 
 
-def connect(url: str) -> httpx.Client:
+def connect(url: str, api_key: str | None = None) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     # A proxy that the environment names for the outside world has no business with the session.
-    return httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=False)
+    return httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT, trust_env=False)
 
 
 def ask(client: httpx.Client, body: dict[str, Any]) -> Iterator[Piece | Ending]:
@@ -103,8 +104,10 @@ def _raise_for_refusal(response: httpx.Response) -> None:
     except ValueError:
         message = response.text.strip()[:500] or response.reason_phrase
     retry = response.headers.get("retry-after")
-    later = f" (try again in {retry} s)" if retry else ""
-    raise AskError(f"the server answered {response.status_code}: {message}{later}")
+    hint = f" (try again in {retry} s)" if retry else ""
+    if response.status_code == 401:
+        hint = " (give a key with --api-key or MORAY_API_KEY)"
+    raise AskError(f"the server answered {response.status_code}: {message}{hint}")
 
 
 def _message(body: Any) -> str:

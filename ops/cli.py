@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ops.errors import UserError
+from ops.simulate import cli as simulation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,10 @@ Shards = Annotated[int | None, typer.Option("--expert-parallel", help="Shards of
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")]
 Port = Annotated[int | None, typer.Option("--port", "-p", help="Port to listen on. Default: 8000.")]
 WhichPort = Annotated[int | None, typer.Option("--port", "-p", help="Which session, if several run.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="MORAY_API_KEY", help="API key, where the session asks for one.", metavar="KEY"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
@@ -82,7 +87,7 @@ def up(
 
 
 @app.command(epilog="Examples: `moray status` · `moray status --json | jq '.replicas[].state'`")
-def status(port: WhichPort = None, as_json: AsJson = False) -> None:
+def status(port: WhichPort = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Show the running session: replicas, their load, and which experts live on which shard."""
     from ops.session import find
     from ops.status import fetch, render
@@ -90,7 +95,7 @@ def status(port: WhichPort = None, as_json: AsJson = False) -> None:
     record = find(port)
     if record.url is None:
         raise UserError(f"the session on port {record.port} (pid {record.pid}) is still starting")
-    report = fetch(record.url)
+    report = fetch(record.url, api_key)
     if as_json:
         _print_json(report)
         return
@@ -112,6 +117,7 @@ def ask(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     port: WhichPort = None,
     url: Annotated[str | None, typer.Option(help="A server elsewhere instead of the local session.")] = None,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the running model; its thinking is shown dim, apart from the answer."""
@@ -122,7 +128,7 @@ def ask(
     text = sys.stdin.read() if question == "-" else question
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    with connect(url or _url_of(find(port).url)) as client:
+    with connect(url or _url_of(find(port).url), api_key) as client:
         body: dict[str, Any] = {
             "model": model or served_model(client),
             "messages": messages,
@@ -216,6 +222,52 @@ def doctor(
         _console().print(table)
     if any(f.level is Level.MISSING for f in findings):
         raise typer.Exit(1)
+
+
+key_app = typer.Typer(no_args_is_help=True, help="API keys of tenants.")
+app.add_typer(key_app, name="key")
+
+
+@key_app.callback()
+def key() -> None:
+    """API keys of tenants. A session takes them from the file that the setting gateway.keys_file names."""
+
+
+@key_app.command(
+    "new",
+    epilog="Examples: `moray key new` · `moray key new --tenant acme --file keys.yaml`, then "
+    "`moray up --set gateway.keys_file=keys.yaml` and `MORAY_API_KEY=moray-… moray status`",
+)
+def key_new(
+    tenant: Annotated[str | None, typer.Option(help="Whose key; a tenant that the file has not is added.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Key file to add its hash to; made (mode 0600) if it is not there.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key. It is shown this once; the key file holds only its hash."""
+    if (tenant is None) != (file is None):
+        _say_error("--tenant and --file go together: whose key it is, and which file to add it to")
+        raise typer.Exit(USAGE_ERROR)
+    from cluster.tenants import hash_of
+    from ops.keys import add_to_file, new_key
+
+    made = new_key()
+    if tenant and file:
+        add_to_file(file, tenant, made)
+    if as_json:
+        _print_json({"key": made, "hash": hash_of(made)})
+        return
+    console = _console()
+    console.print(made, soft_wrap=True, highlight=False, markup=False)
+    if file:
+        said = f"{tenant}'s new key is in {file}; gateways that serve with it know it within a second."
+    else:
+        said = f"For the key file, under the tenant's `keys`:\n      - {hash_of(made)}"
+    console.print(f"\n{said}\nThe key is shown this once.", soft_wrap=True, highlight=False, markup=False)
+
+
+app.command(epilog=simulation.EXAMPLES)(simulation.simulate)
 
 
 # `ops/bench/` brings its own sub-commands; its libraries are imported when they are asked for.

@@ -20,10 +20,11 @@ class StatusError(UserError):
     """The session does not tell its state."""
 
 
-def fetch(url: str) -> dict[str, Any]:
+def fetch(url: str, api_key: str | None = None) -> dict[str, Any]:
     """The session's own report. Raises StatusError."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        response = httpx.get(f"{url}/moray/status", timeout=5.0, trust_env=False)
+        response = httpx.get(f"{url}/moray/status", headers=headers, timeout=5.0, trust_env=False)
         response.raise_for_status()
         report = response.json()
     except httpx.ConnectError:
@@ -33,7 +34,9 @@ def fetch(url: str) -> dict[str, Any]:
     except httpx.TimeoutException:
         raise StatusError(f"{url} did not answer in 5 s: its gateways hang or are swamped") from None
     except httpx.HTTPStatusError as error:
-        raise StatusError(f"{url}/moray/status answered {error.response.status_code}") from None
+        refused = error.response.status_code == 401
+        hint = ": this session asks for an API key, give one with --api-key or MORAY_API_KEY" if refused else ""
+        raise StatusError(f"{url}/moray/status answered {error.response.status_code}{hint}") from None
     except (httpx.HTTPError, ValueError) as error:
         raise StatusError(f"{url}/moray/status cannot be read: {error}") from None
     if not isinstance(report, dict):
@@ -53,6 +56,8 @@ def render(report: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield _rows("gateways", gateways)
     if router := report.get("router"):
         yield _pairs("router", router)
+    if tenants := [{**t, "name": t["name"] or "(no keys)"} for t in report.get("tenants") or ()]:
+        yield _rows("tenants", tenants)
 
 
 def ranges(ids: Sequence[int]) -> str:

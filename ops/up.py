@@ -178,7 +178,8 @@ def _announce(console: Console, settings: Settings, url: str, dashboard_url: str
     console.print(f"\n[bold green]ready[/] {settings.model.served_name} at [bold]{url}[/] (OpenAI API under /v1)")
     if dashboard_url:
         console.print(f"Ray's dashboard: {dashboard_url}")
-    command = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    key = ' -H "Authorization: Bearer $MORAY_API_KEY"' if settings.gateway.keys_file else ""
+    command = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
     # On one line however narrow the terminal is: it is there to be copied.
     console.print(Text(f"\n  {command}\n"), soft_wrap=True, highlight=False)
 

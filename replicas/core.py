@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from experts.placement import ShardPlacement
-from replicas.messages import Capacity
+from replicas.messages import Capacity, Work
 from replicas.wire import Buffer
 
 
@@ -17,11 +17,15 @@ class StepOutput(NamedTuple):
 
 
 class CoreLoad(NamedTuple):
-    """What the core holds now."""
+    """What the core holds now, and what it has done."""
 
     running: int
     waiting: int
     kv_used: float  # share of KV blocks in use, 0..1
+    work: Work = Work()  # since its start
+    # Prefix-cache blocks that appeared and went since the load before, as in `messages.LoadReport`.
+    stored: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
 
 
 class RequestRejected(Exception):
@@ -38,8 +42,12 @@ class EngineCore(Protocol):
     @property
     def capacity(self) -> Capacity: ...
 
-    def add(self, client: int, request: Sequence[Buffer]) -> str:
-        """Takes an encoded request whose outputs go to `client`; returns its id. Raises RequestRejected."""
+    def add(self, client: int, request: Sequence[Buffer], delivered: Sequence[int] = ()) -> str:
+        """Takes an encoded request whose outputs go to `client`; returns its id. Raises RequestRejected.
+
+        `delivered` are output tokens that another core has made for it: it goes on after them, and nothing tells the
+        rest of its stream from one that was never moved.
+        """
         ...
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -52,7 +60,9 @@ class EngineCore(Protocol):
         """One iteration of the batch. An exception means that the core is dead."""
         ...
 
-    def load(self) -> CoreLoad: ...
+    def load(self) -> CoreLoad:
+        """What it holds now; each block that appeared or went is told once."""
+        ...
 
     def placement(self) -> tuple[ShardPlacement, ...]:
         """Which experts live on which shard."""

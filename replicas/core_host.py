@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 IDLE_LOOK_S = 1.0
 LOAD_INTERVAL_S = 0.05  # a report on change, at most 20 times a second: what the router's decisions need
+ALIVE_INTERVAL_S = 0.5  # a long prompt takes many steps that output nothing: gateways must not take us for hung
+LEAVING_GRACE_S = 0.05  # seconds in which the last words leave our sockets
 
 
 class Ready(NamedTuple):
@@ -60,10 +62,12 @@ class Stop(NamedTuple):
 class _Add(NamedTuple):
     client: int
     request: Sequence[Buffer]
+    delivered: Sequence[int] = ()
 
 
 class _Abort(NamedTuple):
     request_ids: Sequence[str]
+    tell: int | None = None  # the client that waits to hear of it
 
 
 class _Gone(NamedTuple):
@@ -132,18 +136,21 @@ class _CoreHost:
         self._open: dict[int, set[str]] = {}  # client -> requests that have not ended
         self._last_load = CoreLoad(0, 0, 0.0)
         self._last_report = 0.0
+        self._last_alive = 0.0
+        self._is_leaving = False  # set by the thread that watches the replica
 
     # -- engine thread ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Take commands, step, hand out frames; until stopped."""
         while self._take_commands():
+            self._report_load()  # before the step, which may hang: the replica must know that there is something to do
             outputs = self._core.step()
             if outputs:
                 for output in outputs:
                     self._open.get(output.client, set()).difference_update(output.finished)
                 self._loop.call_soon_threadsafe(self._send_frames, outputs)
-            self._report_load()
+            self._say_alive({output.client for output in outputs})
 
     def _take_commands(self) -> bool:
         """Handles what has come; waits while the core has nothing to do. False: stop."""
@@ -165,7 +172,7 @@ class _CoreHost:
     def _handle(self, command: _Add | _Abort | _Gone) -> None:
         if isinstance(command, _Add):
             try:
-                request_id = self._core.add(command.client, command.request)
+                request_id = self._core.add(command.client, command.request, command.delivered)
             except RequestRejected as error:
                 reply = msgspec.msgpack.encode((error.request_id, str(error)))
                 self._loop.call_soon_threadsafe(self._send, command.client, Kind.REJECTED, [reply])
@@ -175,6 +182,9 @@ class _CoreHost:
             self._core.abort(command.request_ids)
             for requests in self._open.values():
                 requests.difference_update(command.request_ids)
+            if command.tell is not None:
+                ids = msgspec.msgpack.encode(command.request_ids)
+                self._loop.call_soon_threadsafe(self._send, command.tell, Kind.GIVEN_BACK, [ids])
         elif requests := self._open.pop(command.client, set()):
             self._core.abort(sorted(requests))
 
@@ -184,8 +194,16 @@ class _CoreHost:
             return
         load = self._core.load()
         if load != self._last_load:
-            self._last_load, self._last_report = load, now
+            self._last_load, self._last_report = load._replace(stored=(), removed=()), now
             _tell(self._pipe, load)
+
+    def _say_alive(self, heard: set[int]) -> None:
+        now = time.monotonic()
+        if now - self._last_alive >= ALIVE_INTERVAL_S:
+            self._last_alive = now
+            for client, requests in self._open.items():
+                if requests and client not in heard:
+                    self._loop.call_soon_threadsafe(self._send, client, Kind.ALIVE, [])
 
     # -- I/O thread ---------------------------------------------------------------------------------------------------
 
@@ -216,6 +234,11 @@ class _CoreHost:
         started.put(int(server.sockets[0].getsockname()[1]))
         await self._closing.wait()
         server.close()
+        if self._is_leaving and self._connections:
+            for connection in self._connections.values():
+                if connection.is_trusted:
+                    connection.send(Kind.LEAVING, [])
+            await asyncio.sleep(LEAVING_GRACE_S)
         for connection in list(self._connections.values()):
             connection.close()
 
@@ -228,8 +251,12 @@ class _CoreHost:
     def _on_message(self, connection: Connection, kind: Kind, buffers: list[bytes]) -> None:
         if kind is Kind.ADD:
             self._commands.put(_Add(self._clients[connection], buffers))
-        elif kind is Kind.ABORT:
-            self._commands.put(_Abort(msgspec.msgpack.decode(buffers[0], type=list[str])))
+        elif kind is Kind.RESUME:
+            delivered = msgspec.msgpack.decode(buffers[0], type=list[int])
+            self._commands.put(_Add(self._clients[connection], buffers[1:], delivered))
+        elif kind in (Kind.ABORT, Kind.GIVE_BACK):
+            tell = self._clients[connection] if kind is Kind.GIVE_BACK else None
+            self._commands.put(_Abort(msgspec.msgpack.decode(buffers[0], type=list[str]), tell))
 
     def _on_lost(self, connection: Connection) -> None:
         client = self._clients.pop(connection)
@@ -251,6 +278,7 @@ class _CoreHost:
         with contextlib.suppress(EOFError, OSError):
             while not isinstance(self._pipe.recv(), Stop):
                 pass
+            self._is_leaving = True
         self._commands.put(Stop())
 
     def close(self) -> None:

@@ -16,4 +16,5 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     listen: str | None  # address that gateways reach the core by; None: that of the Ray node
     start_timeout_s: float
     drain_s: float  # what a stopping replica's requests have to end in
+    hang_timeout_s: float = 30.0  # without the end of a step, while there are requests, the core counts as hung
     core: str = "replicas.vllm_core:VllmCore"  # the `core.EngineCore` to build with this spec, as module:class

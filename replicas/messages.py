@@ -41,6 +41,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     device: str  # "cpu" or "cuda"
     capacity: Capacity
     shards: tuple[ShardPlacement, ...]
+    draining: bool = False  # an operator's wish, which outlives the router that was told of it
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,12 +93,28 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     first_of_request: bool = True  # False for n>1's further samples: requests per minute count HTTP requests
 
 
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant has left of one limit per minute."""
+
+    limit: int
+    remaining: int
+    reset_s: float  # seconds until all of it is there again
+
+
+class Quota(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant has left, for the rate-limit headers of its answers. None: no such limit."""
+
+    requests: Allowance | None = None
+    tokens: Allowance | None = None
+
+
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """Permission to submit a request to a replica now."""
 
     request_id: str
     replica_id: str
     epoch: int
+    quota: Quota | None = None  # None: its tenant has no limits
 
 
 class Denial(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +124,7 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     ending: str  # name of a `cluster.outcomes.Ending`
     retry_after_s: float = 0.0  # when another try may succeed; 0: not known
     detail: str = ""  # a sentence for the client; empty: the ending's own
+    quota: Quota | None = None  # None: its tenant has no limits
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):

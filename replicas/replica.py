@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from replicas.router_handle import find_router
 logger = logging.getLogger("ray.serve")
 
 HEARTBEAT_S = 1.0  # an unchanged load is reported this often: silence means that the replica is gone
+KEPT_EVENTS = 100_000  # of KV blocks, while the router is away: older ones are as good as forgotten
 
 
 class Replica:
@@ -53,13 +55,23 @@ class Replica:
             shards=ready.shards,
         )
         self._load = CoreLoad(0, 0, 0.0)
+        self._heard = time.monotonic()  # from the core
+        self._stored: deque[int] = deque(maxlen=KEPT_EVENTS)
+        self._removed: deque[int] = deque(maxlen=KEPT_EVENTS)
         self._changed = asyncio.Event()
         self._host.watch(self._on_load, self._on_failure)
         self._reporting = asyncio.create_task(self._report())
 
     def _on_load(self, load: CoreLoad) -> None:
         self._load = load
+        self._heard = time.monotonic()
+        self._stored.extend(load.stored)
+        self._removed.extend(load.removed)
         self._changed.set()
+
+    def _silent_for_s(self) -> float:
+        """How long a core that has something to do has said nothing. It reports on each change, and a step is one."""
+        return time.monotonic() - self._heard if self._load.running + self._load.waiting else 0.0
 
     def _on_failure(self, failure: EngineFailed) -> None:
         """The core is dead: so is this replica. Its process ends, which Serve's next health check sees and mends."""
@@ -78,24 +90,39 @@ class Replica:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
                 self._changed.clear()
-                if not await router.report.remote(self._load_report()):
+                # Half the time, so that it is out of the router's sight before gateways give up their streams on it:
+                # to join again while it hangs would hang them twice.
+                if self._silent_for_s() > self._spec.hang_timeout_s / 2:
+                    continue
+                state = await router.report.remote(self._load_report())
+                if state is None:
                     await router.join.remote(self._info)
+                elif self._info.draining != (state == "draining"):  # told to a router that was started anew meanwhile
+                    self._info = msgspec.structs.replace(self._info, draining=state == "draining")
             except (ray.exceptions.RayError, TimeoutError) as error:
                 logger.warning("The router does not answer (%s); trying again.", type(error).__name__)
                 router = None
                 await asyncio.sleep(0.2)
 
     def _load_report(self) -> LoadReport:
-        running, waiting, kv_used = self._load
-        info = self._info
+        load, info = self._load, self._info
         return LoadReport(
-            replica_id=info.replica_id, epoch=info.epoch, running=running, waiting=waiting, kv_used=kv_used
+            replica_id=info.replica_id,
+            epoch=info.epoch,
+            running=load.running,
+            waiting=load.waiting,
+            kv_used=load.kv_used,
+            work=load.work,
+            stored=_taken(self._stored),
+            removed=_taken(self._removed),
         )
 
     def check_health(self) -> None:
         """Ray Serve asks this; an exception gets the replica restarted."""
         if self._host.failure is not None:
             raise self._host.failure
+        if (silent_s := self._silent_for_s()) > self._spec.hang_timeout_s:
+            raise EngineFailed(f"the engine core has requests and has ended no step for {silent_s:.0f} s")
 
     async def __del__(self) -> None:
         """Serve's graceful shutdown: take no more, let what runs end, for drain_s at most; the rest resumes."""
@@ -112,3 +139,9 @@ class Replica:
                     self._changed.clear()
                     await self._changed.wait()
         await asyncio.to_thread(host.stop)
+
+
+def _taken(events: deque[int]) -> tuple[int, ...]:
+    taken = tuple(events)
+    events.clear()
+    return taken

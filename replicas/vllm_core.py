@@ -6,19 +6,26 @@ vLLM (sockets, handshakes, busy loop) is `replicas.core_host` here; what happens
 
 import contextlib
 import dataclasses
+import functools
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from experts.placement import ShardPlacement
 from experts.vllm_plugin import expert_placement, fork_workers
 from replicas.core import CoreLoad, RequestRejected, StepOutput
 from replicas.engine_spec import EngineSpec
-from replicas.messages import Capacity
+from replicas.messages import Capacity, Work
 from replicas.wire import Buffer
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
+
+_DELIVERED = "moray_delivered"  # in a request's extra_args, on its way from scheduler to worker: output token ids
+_BLOCK_HASH_BITS = (1 << 63) - 1  # of vLLM's hash: what fits a signed integer of msgpack's readers
 
 
 class UnknownEngineArgument(ValueError):
@@ -43,8 +50,6 @@ def engine_args(spec: EngineSpec) -> "AsyncEngineArgs":
 
 def greedy_request(request_id: str, prompt_token_ids: Sequence[int], output_tokens: int) -> Sequence[Buffer]:
     """An encoded request for exactly `output_tokens` greedy tokens: what benches and probes feed a core directly."""
-    import time
-
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.serial_utils import MsgpackEncoder
@@ -75,6 +80,114 @@ def _temporary_files() -> Iterator[None]:
             tempfile.tempdir = before
 
 
+# -- resumed requests -------------------------------------------------------------------------------------------------
+
+
+def begin_with_output(worker: Any) -> None:
+    """Lets this worker's V1 model runner begin a request that has output already; run it on all workers.
+
+    vLLM's scheduler takes a request with output tokens as it is, its V2 runner too (the whole is its
+    `NewRequestData.prefill_token_ids`). The V1 runner (on a CPU, where there is no Triton) has that for preempted
+    requests only: a new one starts with an empty output. Here it starts with what `VllmCore.add` put into its
+    extra_args, and all that looks at the output (penalties, min_tokens, bad words, the prefill's length) is as if it
+    had made those tokens itself.
+    """
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+    original = CachedRequestState.__post_init__
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def with_output(state: Any) -> None:
+        original(state)
+        params = state.sampling_params
+        if params is not None and params.extra_args and (delivered := params.extra_args.get(_DELIVERED)):
+            state.output_token_ids.extend(delivered)
+        if state.generator is not None and state.generator.device.type == "cpu":
+            state.generator = _positioned_noise(params.seed, state.output_token_ids)
+
+    CachedRequestState.__post_init__ = with_output
+
+
+def _positioned_noise(seed: int, output_token_ids: list[int]) -> Any:
+    """A seeded request's generator, standing where the noise of its next token begins.
+
+    vLLM's CPU sampler draws one number a token from it (v1/sample/ops/topk_topp_sampler.py, `forward_cpu`), so a
+    resumed sample goes on with the noise that it would have had. And it draws one after each chunk of a long prompt,
+    which it then takes back by an offset that CPU generators do not have: without this, a seeded request with a prompt
+    longer than max_num_batched_tokens ends the engine by a RuntimeError (seen in 0.32.0).
+    """
+    import torch
+
+    class PositionedNoise(torch.Generator):
+        def get_offset(self) -> int:
+            return 0
+
+        def set_offset(self, offset: int) -> torch.Generator:
+            self.manual_seed(seed)
+            torch.randint(0, 2**31, (len(output_token_ids),), generator=self)
+            return self
+
+    noise = PositionedNoise()
+    noise.set_offset(0)
+    return noise
+
+
+def prompt_blocks(config: Any) -> "Callable[[Any, int], tuple[int, ...]]":
+    """How a gateway names the full KV blocks of an EngineCoreRequest's prompt, given a block's size in tokens.
+
+    By vLLM's own hashes, so that they are those of the cores' KV events. Without a prefix cache there are none, and
+    none that two processes agree on if the algorithm is not cryptographic: its seed is then each process's own.
+    """
+    from vllm.utils.hashing import get_hash_fn_by_name
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.request import Request
+
+    cache = config.cache_config
+    agreed = cache.prefix_caching_hash_algo.startswith("sha256") or "PYTHONHASHSEED" in os.environ
+    if not cache.enable_prefix_caching or not agreed:
+        return lambda request, block_tokens: ()
+    hash_function = get_hash_fn_by_name(cache.prefix_caching_hash_algo)
+    init_none_hash(hash_function)
+    hashers = functools.cache(lambda block_tokens: get_request_block_hasher(block_tokens, hash_function))
+
+    def blocks(request: Any, block_tokens: int) -> tuple[int, ...]:
+        hashed = Request.from_engine_core_request(request, hashers(block_tokens)).block_hashes
+        return tuple([_short_hash(block_hash) for block_hash in hashed])
+
+    return blocks
+
+
+def _short_hash(block_hash: bytes | int) -> int:
+    if isinstance(block_hash, bytes):
+        block_hash = int.from_bytes(block_hash[-8:], "big")
+    return block_hash & _BLOCK_HASH_BITS
+
+
+class _KvEvents:
+    """Stands where vLLM's scheduler has a publisher of KV events (vllm/distributed/kv_events.py), without a socket."""
+
+    def __init__(self) -> None:
+        self._changed: dict[int, bool] = {}  # block -> whether it is there now
+
+    def publish(self, batch: Any) -> None:
+        from vllm.distributed.kv_events import BlockRemoved, BlockStored
+
+        for event in batch.events:
+            if isinstance(event, BlockStored | BlockRemoved) and not event.group_idx:  # other groups: the same blocks
+                there = isinstance(event, BlockStored)
+                self._changed.update((_short_hash(block_hash), there) for block_hash in event.block_hashes)
+
+    def take(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Blocks that appeared and that went since the last call."""
+        changed, self._changed = self._changed, {}
+        stored, removed = (tuple([b for b, now in changed.items() if now is there]) for there in (True, False))
+        return stored, removed
+
+    def shutdown(self) -> None: ...
+
+
 class VllmCore:
     """`replicas.core.EngineCore` on vLLM. Not thread-safe: build and use it in one thread."""
 
@@ -95,6 +208,16 @@ class VllmCore:
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._executor_failed = False
+        self._delivered_by_extra_args = not self._core.scheduler.use_v2_model_runner
+        if self._delivered_by_extra_args:
+            self._core.collective_rpc(begin_with_output)
+        self._steps, self._step_s, self._prefill_tokens, self._decode_tokens = 0, 0.0, 0, 0
+        self._schedule = self._core.scheduler.schedule
+        self._core.scheduler.schedule = self._counted_schedule
+        self._kv_events = _KvEvents()
+        self._core.scheduler.kv_event_publisher = self._kv_events
+        pool = self._core.scheduler.kv_cache_manager.block_pool
+        pool.enable_kv_cache_events = config.cache_config.enable_prefix_caching
         cache, scheduler = config.cache_config, config.scheduler_config
         self.capacity = Capacity(
             kv_tokens=(cache.num_gpu_blocks - 1) * cache.block_size,  # block 0 is vLLM's null block
@@ -108,15 +231,46 @@ class VllmCore:
         """vLLM's executor calls this, from a thread of its own, when a worker process died."""
         self._executor_failed = True
 
-    def add(self, client: int, request: Sequence[Buffer]) -> str:
+    def add(self, client: int, request: Sequence[Buffer], delivered: Sequence[int] = ()) -> str:
         request_id = ""
         try:
             decoded = self._decoder.decode(request)
             request_id, decoded.client_index = str(decoded.request_id), client
-            self._core.add_request(*self._core.preprocess_add_request(decoded))
+            params = decoded.sampling_params
+            if params.extra_args and _DELIVERED in params.extra_args:  # a client may send any
+                params.extra_args = {k: v for k, v in params.extra_args.items() if k != _DELIVERED}
+            if delivered and self._delivered_by_extra_args:
+                params.extra_args = (params.extra_args or {}) | {_DELIVERED: list(delivered)}
+            made, wave = self._core.preprocess_add_request(decoded)
+            if delivered:
+                self._put_in(made, list(delivered))
+            self._core.add_request(made, wave)
         except Exception as error:
             raise RequestRejected(request_id, f"{type(error).__name__}: {error}") from error
         return request_id
+
+    def _put_in(self, request: Any, delivered: list[int]) -> None:
+        """Gives a request the output that it had elsewhere, before the scheduler sees it."""
+        request.append_output_token_ids(delivered)
+        request.prefill_stats = None  # told with its first token; and output may now be cached, which they deny
+        if not request.use_structured_output:
+            return
+        manager, guided = self._core.structured_output_manager, request.structured_output_request
+        begins, _ = manager._get_constraint_bounds(request, delivered, spec_tokens_committed=True)
+        if begins > len(delivered):
+            return  # it is still thinking: nothing was guided yet
+        guided.reasoning_ended = True
+        compiled = guided._grammar
+
+        def advanced(grammar: Any) -> Any:
+            if not grammar.accept_tokens(request.request_id, delivered[begins:]):
+                raise ValueError("the delivered tokens do not follow the request's grammar")
+            return grammar
+
+        if isinstance(compiled, Future):  # after the compilation, in the same queue
+            guided.grammar = manager.executor.submit(lambda: advanced(compiled.result()))
+        else:
+            guided.grammar = advanced(compiled)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         self._core.abort_requests(list(request_ids))
@@ -128,9 +282,27 @@ class VllmCore:
     def step(self) -> list[StepOutput]:
         if self._executor_failed:
             raise RuntimeError("a worker process of the engine died; see the replica's log")
+        began = time.monotonic()
         outputs, executed = self._core.step_fn()
         self._core.post_step(executed)
-        return [self._encode(client, o) for client, o in (outputs or {}).items() if o.outputs]
+        encoded = [self._encode(client, o) for client, o in (outputs or {}).items() if o.outputs]
+        if executed:
+            self._steps += 1
+            self._step_s += time.monotonic() - began
+        return encoded
+
+    def _counted_schedule(self, *args: Any) -> Any:
+        """vLLM's `schedule`, counting what it lets be computed."""
+        scheduled = self._schedule(*args)
+        counts, cached = scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
+        decoding = scheduled.total_num_scheduled_tokens
+        if scheduled.scheduled_new_reqs or decoding != len(counts):
+            drafts = scheduled.scheduled_spec_decode_tokens
+            pairs = zip(cached.req_ids, cached.num_output_tokens, strict=True)
+            decoding = sum(counts[r] for r, output in pairs if output and (counts[r] == 1 or r in drafts))
+        self._decode_tokens += decoding
+        self._prefill_tokens += scheduled.total_num_scheduled_tokens - decoding
+        return scheduled
 
     def _encode(self, client: int, outputs: Any) -> StepOutput:
         finished = [o.request_id for o in outputs.outputs if o.finish_reason is not None]
@@ -139,7 +311,14 @@ class VllmCore:
 
     def load(self) -> CoreLoad:
         running, waiting = self._core.scheduler.get_request_counts()
-        return CoreLoad(running, waiting, self._core.scheduler.get_kv_cache_usage())
+        stored, removed = self._kv_events.take()
+        work = Work(
+            steps=self._steps,
+            step_s=self._step_s,
+            prefill_tokens=self._prefill_tokens,
+            decode_tokens=self._decode_tokens,
+        )
+        return CoreLoad(running, waiting, self._core.scheduler.get_kv_cache_usage(), work, stored, removed)
 
     def placement(self) -> tuple[ShardPlacement, ...]:
         return tuple(self._core.collective_rpc(expert_placement))

@@ -41,6 +41,11 @@ class Kind(enum.IntEnum):
     REJECTED = 4  # replica: [msgpack (request id, reason)], the core refused to take it
     OUTBOX = 5  # gateway, to the router: [msgpack Outbox or Resync]
     INBOX = 6  # router: [msgpack Inbox]
+    RESUME = 7  # gateway: [msgpack list of the output token ids that it has, request, ...] of one request
+    GIVE_BACK = 8  # gateway: [msgpack list of request ids], to be stopped: it takes them elsewhere
+    GIVEN_BACK = 9  # replica: [the same list]; no frame has anything of them from here on
+    ALIVE = 10  # replica: [], a step has ended, even if nothing came out of it for this gateway
+    LEAVING = 11  # replica: [], it stops by its own will: what yet runs here has no part in its end
 
 
 class WireError(Exception):
@@ -133,6 +138,11 @@ class Connection(asyncio.Protocol):
         if kind is not Kind.HELLO or not buffers or not hmac.compare_digest(buffers[0], self._expect_token.encode()):
             raise WireError("the peer did not show this replica's token")
         self._expect_token = None
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the peer has shown the token, if one is asked for."""
+        return self._expect_token is None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

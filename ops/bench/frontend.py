@@ -42,6 +42,7 @@ def measure(rounds: int, output_tokens: int, stream_interval: int, report: Calla
         "gateway.port": str(port),
         "gateway.stream_interval": str(stream_interval),
         "ray.dashboard": "false",
+        "gateway.keys_file": "null",  # whatever the environment says: the load carries no key
     }
     settings = load(None, os.environ, overrides).settings
     report("starting the session and, beside it, the engine alone")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from cluster.batching import EXPECTED_OUTPUT_TOKENS, ContinuousBatcher
+from cluster.batching import ContinuousBatcher, Policy
+from cluster.output_length import PRIOR_TOKENS
 from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Ticket
 
 WAIT_S = 10.0
@@ -49,7 +52,7 @@ def report(replica_id: str = "a", epoch: int = 1) -> LoadReport:
 
 
 def batcher(*infos: ReplicaInfo) -> ContinuousBatcher:
-    made = ContinuousBatcher(WAIT_S)
+    made = ContinuousBatcher(Policy(no_replica_wait_s=WAIT_S))
     for each in infos:
         made.join(each)
     return made
@@ -80,12 +83,22 @@ def test_first_come_first_served_and_resumed_ones_ahead():
     assert order == ["3", "5", "1", "2", "4"] and granted(b) == []
 
 
-def test_a_large_head_is_not_overtaken():
+def test_the_shortest_prefill_goes_first():
+    b = batcher(info(max_num_seqs=1))
+    submit(b, ticket("long", 300), ticket("short", 5), ticket("middle", 20))
+    order = []
+    while grants := granted(b):
+        order += grants
+        b.release(Released(request_id=order[-1]))
+    assert order == ["short", "middle", "long"]
+
+
+def test_a_head_that_waits_for_room_is_not_overtaken():
     b = batcher(info(kv_tokens=512))
-    submit(b, ticket("small", 200), ticket("large", 400), ticket("tiny"))
-    assert granted(b) == ["small"]
-    b.release(Released(request_id="small"))
-    assert granted(b) == ["large", "tiny"]
+    submit(b, ticket("first", 1, max_tokens=400), ticket("head", 2, max_tokens=400), ticket("fits", 3))
+    assert granted(b) == ["first"]
+    b.release(Released(request_id="first"))
+    assert granted(b) == ["head", "fits"]
 
 
 def test_whole_blocks_of_prompt_and_expected_growth_are_reserved():
@@ -96,22 +109,26 @@ def test_whole_blocks_of_prompt_and_expected_growth_are_reserved():
         return in_flight(b)["a"][1]
 
     assert reserved(1, 15) == 16 and reserved(1, 16) == 32
-    assert reserved(16, 10_000) == 16 + EXPECTED_OUTPUT_TOKENS
+    assert reserved(16, 10_000) == 16 + PRIOR_TOKENS
     assert reserved(100_000, 1) == 2048  # no request outgrows max_model_len
 
 
 def test_a_request_larger_than_every_estimate_runs_alone():
     b = batcher(info(kv_tokens=32))
-    submit(b, ticket("huge", 1000), ticket("next"))
+    submit(b, ticket("huge", 1000))
     assert granted(b) == ["huge"]
+    submit(b, ticket("next"))
+    assert granted(b) == []
     b.release(Released(request_id="huge"))
     assert granted(b) == ["next"]
 
 
 def test_the_emptier_replica_gets_the_next_one():
     b = batcher(info("a"), info("b"))
-    submit(b, ticket("1", 500), *(ticket(str(n), 100) for n in range(2, 6)))
-    assert [(g.request_id, g.replica_id) for _, g in b.decide(0.0).grants] == [
+    submit(b, ticket("1", 500))
+    first = b.decide(0.0).grants
+    submit(b, *(ticket(str(n), 100) for n in range(2, 6)))
+    assert [(g.request_id, g.replica_id) for _, g in first + b.decide(0.0).grants] == [
         ("1", "a"),
         ("2", "b"),
         ("3", "b"),
@@ -280,13 +297,13 @@ class Batching(RuleBasedStateMachine):
 
     @initialize(seqs=st.integers(1, 3), kv=st.sampled_from([32, 128, 100_000]))
     def begin(self, seqs: int, kv: int) -> None:
-        self.b = ContinuousBatcher(WAIT_S)
+        self.b = ContinuousBatcher(Policy(no_replica_wait_s=WAIT_S, starvation_s=math.inf))  # that: test_waiting
         self.seqs, self.kv = seqs, kv
         self.now = 1000.0
         self.without_replica_since = self.now
         self.next_id = 0
         self.replicas: dict[str, int] = {}  # id -> epoch
-        self.resumed: list[str] = []  # waiting, in order
+        self.resumed: list[str] = []  # waiting, in order of arrival
         self.fresh: list[str] = []
         self.placed: dict[str, tuple[str, int]] = {}
         self.by_id: dict[str, Ticket] = {}
@@ -357,7 +374,7 @@ class Batching(RuleBasedStateMachine):
     def decide(self, seconds: float):
         self.now += seconds
         grants, given_up = self.b.decide(self.now)
-        order = [*self.resumed, *self.fresh]
+        order = [*self.resumed, *self._shortest_first()]
         assert [g.request_id for _, g in grants] == order[: len(grants)]
         if self.replicas:
             self.without_replica_since = self.now
@@ -373,13 +390,16 @@ class Batching(RuleBasedStateMachine):
         for owner, denial in given_up:
             assert self.owner[denial.request_id] == owner
             self._gone(denial.request_id)
-        if self.replicas and (waiting := [*self.resumed, *self.fresh]):  # the head has room nowhere
+        if self.replicas and (waiting := [*self.resumed, *self._shortest_first()]):  # the head has room nowhere
             need = self._kv(waiting[0])
             for replica, epoch in self.replicas.items():
                 held = [r for r, at in self.placed.items() if at == (replica, epoch)]
                 assert held
                 assert len(held) >= self.seqs or self._reserved(replica, epoch) + need > self.kv
         return multiple()
+
+    def _shortest_first(self) -> list[str]:
+        return sorted(self.fresh, key=lambda r: self.by_id[r].prompt_tokens)
 
     def _kv(self, request_id: str) -> int:
         t = self.by_id[request_id]

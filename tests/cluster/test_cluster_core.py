@@ -11,97 +11,26 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import pytest
+from local_router import LocalRouter
 from scripted_core import LENGTH, REFUSED, Hosted, continuation, until
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackEncoder
 
-from cluster import cluster_core
-from cluster.cluster_core import ClusterCore, RouterGone, resumed_request
-from cluster.outcomes import Ending, Verdict, verdict_of_request
-from cluster.router import RouterState
-from replicas.messages import Inbox, LoadReport, Outbox, ReplicaInfo, Resync
+from cluster.cluster_core import ClusterCore
+from cluster.live import Peer
+from cluster.outcomes import Ending, RequestContext, Verdict, context_of_request
 from replicas.wire import Kind
-
-
-class LocalRouter:
-    """The router actor and its replicas' reports, without Ray."""
-
-    def __init__(self, no_replica_wait_s: float, max_queue: int = 1000) -> None:
-        self.max_queue = max_queue
-        self.no_replica_wait_s = no_replica_wait_s
-        self.state = RouterState(no_replica_wait_s, max_queue)
-        self.alive: list[ReplicaInfo] = []
-        self.gone = False
-        self.resyncs = 0
-        self._on_inbox: Callable[[Inbox], None] | None = None  # the gateway's connection, while it stands
-        self._version = -1  # of the roster that the gateway was told
-        self._ticking = asyncio.ensure_future(self._tick())
-
-    async def _tick(self) -> None:
-        while True:
-            self.beat()
-            await asyncio.sleep(0.01)
-
-    def beat(self) -> None:
-        if self.gone:
-            return
-        for info in self.alive:
-            load = LoadReport(replica_id=info.replica_id, epoch=info.epoch, running=0, waiting=0, kv_used=0.0)
-            if not self.state.report(load, time.monotonic()):
-                self.state.join(info, time.monotonic())
-        self._decide()
-
-    def die(self) -> None:
-        """Its connection breaks; what it knew is as it was until `restart`."""
-        self.gone = True
-        self._on_inbox = None
-        self._on_gone()
-
-    def restart(self) -> None:
-        self.state = RouterState(self.no_replica_wait_s, self.max_queue)
-        self.gone = False
-
-    async def connect(self, on_inbox: Callable[[Inbox], None], on_gone: Callable[[], None]) -> None:
-        await asyncio.sleep(0)
-        if self.gone:
-            raise RouterGone("dead")
-        self._on_inbox, self._on_gone, self._version = on_inbox, on_gone, -1
-
-    def tell(self, message: Outbox | Resync) -> None:
-        """As over a connection: copied, and handled in a later turn of the loop."""
-        sent = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=Outbox | Resync)
-        asyncio.get_running_loop().call_soon(self._handle, sent)
-
-    def _handle(self, message: Outbox | Resync) -> None:
-        if self.gone:
-            return
-        self.resyncs += isinstance(message, Resync)
-        self.state.take("g", message, time.monotonic())
-        self._decide()
-
-    def _decide(self) -> None:
-        self.state.decide(time.monotonic())
-        if self._on_inbox is not None:
-            inbox, self._version = self.state.collect("g", self._version)
-            if inbox is not None:
-                self._on_inbox(msgspec.msgpack.decode(msgspec.msgpack.encode(inbox), type=Inbox))
-
-    @property
-    def placed(self) -> int:
-        return int(self.state.status()["router"]["granted"])
-
-    @property
-    def queued(self) -> int:
-        return int(self.state.status()["router"]["queued"])
 
 
 class Cluster:
     """A gateway's ClusterCore and all that is behind it."""
 
+    HANG_TIMEOUT_S = 30.0
+
     def __init__(self, no_replica_wait_s: float) -> None:
         self.router = LocalRouter(no_replica_wait_s)
-        self.core = ClusterCore(self.router, "g")
+        self.core = ClusterCore(self.router, "g", hang_timeout_s=self.HANG_TIMEOUT_S)
         self.hosts: list[Hosted] = []
         self.tokens: dict[str, list[int]] = {}
         self.ended: dict[str, FinishReason] = {}
@@ -132,9 +61,10 @@ class Cluster:
     async def ask(self, request_id: str, prompt: list[int], max_tokens: int, **sampling: object) -> None:
         self.tokens[request_id] = []
         self.prompts[request_id] = prompt, max_tokens
-        token = verdict_of_request.set(self.verdicts.setdefault(request_id, Verdict()))
+        token = context_of_request.set(context := RequestContext())
+        self.verdicts[request_id] = context.verdict
         await self.core.add_request_async(request(request_id, prompt, max_tokens, **sampling))
-        verdict_of_request.reset(token)
+        context_of_request.reset(token)
 
     async def ask_many(self, count: int, max_tokens: int = 40) -> None:
         for n in range(count):
@@ -180,12 +110,19 @@ def request(request_id: str, prompt: list[int], max_tokens: int, **sampling: obj
 
 
 @pytest.fixture
+def short_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cluster, "HANG_TIMEOUT_S", 0.4)
+    monkeypatch.setattr("replicas.core_host.ALIVE_INTERVAL_S", 0.05)
+
+
+@pytest.fixture
 async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
     made = Cluster(no_replica_wait_s=getattr(request, "param", 10.0))
     yield made
     await made.close()
 
 
+hung_soon = pytest.mark.usefixtures("short_hang")
 soon_given_up = pytest.mark.parametrize("cluster", [0.4], indirect=True)
 
 
@@ -228,22 +165,123 @@ async def test_a_killed_host_costs_its_streams_no_token(cluster):
     cluster.assert_exact()
     assert len(other.core.prompts) == 32 and cluster.core.resumes.count == 16
     assert 0 < cluster.core.resumes.longest_gap_s < 5
-    resumed = [p for p in other.core.prompts.values() if len(p) > 3]
-    assert len(resumed) == 16  # prompt + delivered
+    assert len([1 for delivered in other.core.delivered.values() if delivered]) == 16
     await cluster.nothing_is_left()
 
 
-async def test_one_core_after_the_other_dies_and_every_stream_survives(cluster):
+async def test_what_ran_on_two_cores_as_they_died_is_not_tried_a_third_time(cluster):
     cluster.host(step_s=0.003, fail_at_step=8)
     await cluster.ask_many(8)
+    await until(lambda: not cluster.hosts[0].thread.is_alive())
+    cluster.router.alive.clear()
+    await cluster.ask("later", [9], 40)
+    cluster.host(step_s=0.003, fail_at_step=8)
+    await until(lambda: not cluster.hosts[1].thread.is_alive())
+    cluster.router.alive.clear()
+    last = cluster.host(step_s=0.003)
+    await cluster.all_end()
+    for n in range(8):
+        verdict = cluster.verdicts[f"q{n}"]
+        assert cluster.ended[f"q{n}"] is FinishReason.ERROR
+        assert verdict.ending is Ending.QUARANTINED and f"q{n}" in verdict.detail
+    assert list(last.core.prompts) == ["later"] and cluster.tokens["later"] == continuation([9], 40)
+    assert cluster.core.resumes.quarantined == 8
+    await cluster.nothing_is_left()
+
+
+async def test_replicas_that_stop_by_their_own_will_quarantine_nobody(cluster):
     for _ in range(3):
-        doomed = cluster.hosts[-1]
-        await until(lambda d=doomed: not d.thread.is_alive())
-        cluster.router.alive.remove(doomed.info)
-        cluster.host(step_s=0.003, fail_at_step=8 if len(cluster.hosts) < 3 else None)
+        host = cluster.host(step_s=0.003)
+        if len(cluster.hosts) == 1:
+            await cluster.ask_many(8, max_tokens=60)
+        have = {r: len(t) for r, t in cluster.tokens.items()}
+        await until(lambda h=have: all(len(t) > h[r] for r, t in cluster.tokens.items()))
+        cluster.router.alive.remove(host.info)
+        await asyncio.to_thread(host.stop)
+    cluster.host()
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert cluster.core.resumes.count == 24
+
+
+@hung_soon
+async def test_a_hung_replica_loses_its_streams_and_its_late_frames_are_not_heard(cluster):
+    hung, _ = [cluster.host(step_s=0.005) for _ in range(2)]
+    await cluster.ask_many(16, max_tokens=60)
+    await until(cluster.streaming())
+    hung.core.go_on.clear()
+    cluster.router.alive.remove(hung.info)
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert cluster.core.resumes.count == 8 and cluster.core.resumes.longest_gap_s < 2
+    hung.core.go_on.set()
+    cluster.router.alive.append(hung.info)  # it reports again
+    await until(lambda: not hung.core.requests)
+    assert set(cluster.ended) == set(cluster.prompts)
+    await cluster.ask("after", [5], 20)
     await cluster.all_end()
     cluster.assert_exact()
     await cluster.nothing_is_left()
+
+
+@hung_soon
+async def test_a_slow_replica_is_not_taken_for_a_hung_one(cluster):
+    """One request steps for longer than the bound while another waits in the same core, and nothing comes of it."""
+    cluster.host(step_s=0.2, max_num_seqs=2)
+    await cluster.ask_many(2, max_tokens=4)
+    await cluster.all_end()
+    await asyncio.sleep(0.5)  # nor one that has nothing to do
+    await cluster.ask("again", [4], 3)
+    await cluster.all_end()
+    assert cluster.core.resumes.count == 0
+    cluster.assert_exact()
+
+
+async def test_moving_streams_off_a_replica_costs_no_token_and_counts_as_no_death(cluster):
+    hosts = [cluster.host(step_s=0.005) for _ in range(2)]
+    await cluster.ask_many(16, max_tokens=80)
+    for drained, other in (hosts, hosts[::-1], hosts):
+        have = {r: len(t) for r, t in cluster.tokens.items()}
+        await until(lambda h=have: all(len(t) > h[r] for r, t in cluster.tokens.items()))
+        cluster.router.drain(drained.info.replica_id, migrate=True)
+        await until(lambda d=drained: not d.core.requests)
+        await until(lambda o=other: len(o.core.requests) == 16)
+        cluster.router.drain(drained.info.replica_id, undo=True)
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert cluster.core.resumes.count == 0 and cluster.core.resumes.moved == 8 + 16 + 16
+    await cluster.nothing_is_left()
+
+
+async def test_a_drained_replica_finishes_what_it_has_and_gets_no_more(cluster):
+    drained, other = [cluster.host(step_s=0.005) for _ in range(2)]
+    await cluster.ask_many(8)
+    await until(cluster.streaming())
+    cluster.router.drain("r0")
+    for n in range(8):
+        await cluster.ask(f"later{n}", [n], 10)
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert len(drained.core.prompts) == 4 and len(other.core.prompts) == 12
+    states = {r["id"]: r["state"] for r in cluster.router.state.status()["replicas"]}
+    assert states == {"r0": "draining", "r1": "ready"} and cluster.core.resumes.moved == 0
+
+
+async def test_samples_get_seeds_of_their_own(cluster):
+    cluster.core._seed_samples = True
+    shared = request("s", [1], 5)
+    shared.sampling_params.temperature = 0.7
+    for n in range(3):
+        await cluster.core.add_request_async(msgspec.structs.replace(shared, request_id=f"{n}_s"))
+    seeds = {live.request.sampling_params.seed for live in cluster.core._live.values()}
+    assert len(seeds) == 3 and all(0 <= seed < 1 << 63 for seed in seeds)
+    assert shared.sampling_params.seed is None
+    for request_id, temperature, seed in (("greedy", 0.0, None), ("own", 0.7, 5)):
+        asked = request(request_id, [1], 5, seed=seed)
+        asked.sampling_params.temperature = temperature
+        await cluster.core.add_request_async(asked)
+        assert cluster.core._live[request_id].request.sampling_params.seed == seed
+    await cluster.core.abort_requests_async(list(cluster.core._live))
 
 
 async def test_resumed_streams_go_ahead_of_fresh_ones(cluster):
@@ -323,7 +361,7 @@ async def test_a_gateway_that_loses_only_its_connection_resumes_on_the_same_repl
     peer.connection.close()
     await cluster.all_end()
     cluster.assert_exact()
-    assert cluster.core.resumes.count == 8 and len(host.core.prompts["q0"]) > 3
+    assert cluster.core.resumes.count == 8 and host.core.delivered["q0"]
     await cluster.nothing_is_left()
 
 
@@ -465,7 +503,7 @@ async def test_late_frames_of_an_earlier_life_are_ignored(cluster):
     await cluster.ask("r", [1], 10)
     await until(lambda: cluster.router.placed == 1 and cluster.core._live["r"].grant)
     (peer,) = cluster.core._peers.values()
-    earlier = cluster_core._Peer(msgspec.structs.replace(host.info, epoch=0))
+    earlier = Peer(msgspec.structs.replace(host.info, epoch=0))
     hear = cluster.core._message_from
     hear(earlier)(None, Kind.FRAME, frame("r", 1, 2, 3, ended=FinishReason.STOP))
     hear(peer)(None, Kind.FRAME, frame("r", 4))
@@ -489,19 +527,3 @@ async def test_a_stream_that_lost_only_its_last_word_is_not_resumed(cluster):
     assert cluster.tokens["r"] == [4, 5] and cluster.ended["r"] is FinishReason.LENGTH
     assert cluster.verdicts["r"].ending is None
     await until(lambda: cluster.router.placed == cluster.router.queued == 0)
-
-
-@pytest.mark.parametrize("skip_clone", [True, False])
-def test_a_resumed_request_goes_on_where_it_was(skip_clone):
-    """vLLM's server sets skip_clone; a request may be resumed more than once."""
-    original = request("r", [1, 2], 10, min_tokens=3, prompt_logprobs=1, logprobs=2, skip_clone=skip_clone)
-    for delivered in ([5], [5, 6, 7, 8]):
-        resumed = resumed_request(original, delivered)
-        params = resumed.sampling_params
-        assert resumed.prompt_token_ids == [1, 2, *delivered] and resumed.request_id == "r"
-        assert params.max_tokens == 10 - len(delivered)
-        assert params.min_tokens == max(3 - len(delivered), 0)
-        assert params.prompt_logprobs is None and params.logprobs == 2
-    kept = original.sampling_params
-    assert original.prompt_token_ids == [1, 2]
-    assert (kept.max_tokens, kept.min_tokens, kept.prompt_logprobs) == (10, 3, 1)

@@ -80,11 +80,11 @@ def test_a_parser_can_be_turned_off():
 
 
 def test_the_strongest_source_wins_and_origins_tell_which(yaml):
-    file = yaml("gateway:\n  port: 1\n  host: a\n  count: 2\nmodel: # nothing set\n")
-    env = {"MORAY_GATEWAY__PORT": "2", "MORAY_GATEWAY__HOST": "b", "HOME": "/x"}
+    file = yaml("gateway:\n  port: 1\n  host: 127.0.0.2\n  count: 2\nmodel: # nothing set\n")
+    env = {"MORAY_GATEWAY__PORT": "2", "MORAY_GATEWAY__HOST": "127.0.0.3", "HOME": "/x"}
     loaded = load(file, env, {"gateway.port": "3"}, TWO_CPUS)
     gateway = loaded.settings.gateway
-    assert (gateway.port, gateway.host, gateway.count) == (3, "b", 2)
+    assert (gateway.port, gateway.host, gateway.count) == (3, "127.0.0.3", 2)
     assert loaded.origins["gateway.port"] == "command line"
     assert loaded.origins["gateway.host"] == "MORAY_GATEWAY__HOST"
     assert loaded.origins["gateway.count"] == f"{file}:4"

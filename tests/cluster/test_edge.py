@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from cluster.edge import Edge
-from cluster.outcomes import Ending, Verdict, verdict_of_request
+from cluster.outcomes import Ending, Verdict, context_of_request
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]}
 LIMIT = 1 << 19
@@ -66,7 +66,7 @@ def answering(*messages, verdict_before: int | None = None, ending=Ending.NO_REP
     async def app(scope, receive, send):
         for number, message in enumerate(messages):
             if number == verdict_before:
-                verdict = verdict_of_request.get()
+                verdict = context_of_request.get().verdict
                 verdict.ending, verdict.detail = ending, detail
             await send(message)
 
@@ -210,7 +210,7 @@ def test_other_scopes_pass_untouched():
     seen = []
 
     async def app(scope, receive, send):
-        seen.append((scope["type"], verdict_of_request.get()))
+        seen.append((scope["type"], context_of_request.get()))
         await send({"type": "lifespan.startup.complete"})
 
     call = Call(app, kind="lifespan", headers=[(b"content-length", b"9999999999")])
@@ -232,18 +232,19 @@ def test_every_request_has_a_verdict_of_its_own_in_all_it_starts():
 
     async def app(scope, receive, send):
         async def engine():
-            verdicts.append(verdict_of_request.get())
+            verdicts.append(context_of_request.get().verdict)
 
         await asyncio.create_task(engine())
 
     async def two():
         for _ in range(2):
             await Edge(app, LIMIT, 1)({"type": "http", "headers": []}, None, None)
-        assert verdict_of_request.get() is None
+        assert context_of_request.get() is None
 
     asyncio.run(two())
     assert all(isinstance(v, Verdict) for v in verdicts) and verdicts[0] is not verdicts[1]
 
 
 def test_retryable_is_what_another_try_may_mend():
-    assert {e for e in Ending if e.retryable} == {Ending.NO_REPLICA, Ending.LOST, Ending.QUEUE_FULL}
+    no_room = {Ending.QUEUE_FULL, Ending.TOO_LATE, Ending.RATE_LIMITED}
+    assert {e for e in Ending if e.retryable} == {Ending.NO_REPLICA, Ending.LOST, *no_room}

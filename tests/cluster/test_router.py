@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from cluster.batching import ContinuousBatcher, Policy
 from cluster.router import HEARTBEAT_TIMEOUT_S, RouterState
 from replicas.messages import (
     Capacity,
@@ -68,7 +69,7 @@ class Router:
     """RouterState and a clock that is set by hand."""
 
     def __init__(self, *replicas: ReplicaInfo, gateways: str = "g", max_queue: int = 1000) -> None:
-        self.state = RouterState(WAIT_S, max_queue)
+        self.state = RouterState(ContinuousBatcher(Policy(no_replica_wait_s=WAIT_S)), max_queue)
         self.now = 1000.0
         for replica in replicas:
             self.state.join(replica, self.now)

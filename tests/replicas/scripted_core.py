@@ -1,7 +1,7 @@
 """An engine core whose every token is known in advance, and helpers to host one and to speak with it. Imports no vLLM.
 
-The next token is a pure function of all tokens so far, as in greedy decoding: a stream that is resumed elsewhere with
-`prompt + delivered` as its prompt must go on exactly as it would have. `continuation` says how.
+The next token is a pure function of all tokens so far, as in greedy decoding: a stream that is resumed elsewhere must
+go on exactly as it would have. `continuation` says how.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 from replicas.core import CoreLoad, RequestRejected, StepOutput
 from replicas.core_host import Failed, Ready, Stop, hang_up, host_core
 from replicas.engine_spec import EngineSpec
-from replicas.messages import Capacity, ReplicaInfo
+from replicas.messages import Capacity, ReplicaInfo, Work
 from replicas.wire import Buffer, Connection, Kind
 
 VOCABULARY = 1000
@@ -78,21 +78,26 @@ class ScriptedCore:
         )
         self.requests: dict[str, _Request] = {}
         self.prompts: dict[str, list[int]] = {}  # every request ever taken
+        self.delivered: dict[str, list[int]] = {}  # what each of them had when it was
+        self.prefill_tokens = self.decode_tokens = 0
+        self.go_on = threading.Event()  # cleared: the next step hangs
+        self.go_on.set()
         self.steps = 0
         self.polls = 0  # calls of has_work: a busy loop is one that has many
         self.was_shut_down = False
 
-    def add(self, client: int, request: Sequence[Buffer]) -> str:
+    def add(self, client: int, request: Sequence[Buffer], delivered: Sequence[int] = ()) -> str:
         # EngineCoreRequest and SamplingParams as vLLM encodes them: an array without, a map without its defaults.
         request_id, prompt, _, params, *_ = msgspec.msgpack.decode(request[0])
         if REFUSED in prompt:
             raise RequestRejected(request_id, "the prompt has the refused token")
-        self.prompts[request_id] = prompt
+        self.prompts[request_id], self.delivered[request_id] = prompt, list(delivered)
+        self.prefill_tokens += len(prompt) + len(delivered)
         self.requests[request_id] = _Request(
             client,
-            list(prompt),
-            params.get("max_tokens", 16),
-            params.get("min_tokens", 0),
+            [*prompt, *delivered],
+            params.get("max_tokens", 16) - len(delivered),
+            params.get("min_tokens", 0) - len(delivered),
             params.get("stop_token_ids", []),
         )
         return str(request_id)
@@ -108,12 +113,14 @@ class ScriptedCore:
     def step(self) -> list[StepOutput]:
         self.steps += 1
         time.sleep(self.script.step_s)
+        self.go_on.wait()
         if self.steps == self.script.fail_at_step:
             raise RuntimeError("the script says so")
         outputs: dict[int, list[Any]] = {}
         finished: dict[int, list[str]] = {}
         for request_id, request in list(self.requests.items())[: self.script.max_num_seqs]:
             token = next_token(request.tokens)
+            self.decode_tokens += 1
             request.tokens.append(token)
             request.left -= 1
             request.min_left -= 1
@@ -132,7 +139,13 @@ class ScriptedCore:
 
     def load(self) -> CoreLoad:
         running = min(len(self.requests), self.script.max_num_seqs)
-        return CoreLoad(running, len(self.requests) - running, self.steps % 7 / 7 if running else 0.0)
+        work = Work(
+            steps=self.steps,
+            step_s=self.steps * self.script.step_s,
+            prefill_tokens=self.prefill_tokens,
+            decode_tokens=self.decode_tokens,
+        )
+        return CoreLoad(running, len(self.requests) - running, self.steps % 7 / 7 if running else 0.0, work)
 
     def placement(self) -> tuple[()]:
         return ()
@@ -207,6 +220,7 @@ class Hosted:
 
     def kill(self) -> None:
         """As a replica that is gone without a word."""
+        self.core.go_on.set()
         hang_up(self.pipe)
         self.thread.join(5)
 
@@ -240,6 +254,10 @@ class Client:
     def add(self, request_id: str, prompt: Sequence[int], max_tokens: int) -> None:
         request = [request_id, list(prompt), None, {"max_tokens": max_tokens, "stop_token_ids": []}]
         self.connection.send(Kind.ADD, [msgspec.msgpack.encode(request)])
+
+    def resume(self, request_id: str, prompt: Sequence[int], max_tokens: int, delivered: Sequence[int]) -> None:
+        request = [request_id, list(prompt), None, {"max_tokens": max_tokens, "stop_token_ids": []}]
+        self.connection.send(Kind.RESUME, [msgspec.msgpack.encode(delivered), msgspec.msgpack.encode(request)])
 
     def abort(self, *request_ids: str) -> None:
         self.connection.send(Kind.ABORT, [msgspec.msgpack.encode(request_ids)])

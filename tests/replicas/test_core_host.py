@@ -165,6 +165,63 @@ async def test_a_step_that_raises_ends_the_core(hosted):
     assert tokens == continuation([1], 10)[: len(tokens)] and len(tokens) <= 2
 
 
+async def test_a_resumed_request_goes_on_after_what_was_delivered(hosted):
+    client = await Client.to(hosted())
+    whole = continuation([1, 2], 20)
+    client.resume("r", [1, 2], 20, whole[:8])
+    await until(lambda: "r" in client.finished)
+    assert client.tokens["r"] == whole[8:]
+
+
+async def test_what_is_given_back_has_no_frame_after_the_word_of_it(hosted):
+    host = hosted(step_s=0.001)
+    client = await Client.to(host)
+    client.add("kept", [1], max_tokens=4000)
+    client.add("moved", [2], max_tokens=4000)
+    await until(lambda: len(client.tokens.get("moved", ())) > 5)
+    client.connection.send(Kind.GIVE_BACK, [msgspec.msgpack.encode(["moved", "unknown"])])
+    await until(lambda: any(kind is Kind.GIVEN_BACK for kind, _ in client.messages))
+    had = list(client.tokens["moved"])
+    at = len(client.tokens["kept"])
+    await until(lambda: len(client.tokens["kept"]) > at + 5)
+    assert client.tokens["moved"] == had == continuation([2], len(had)) and list(host.core.requests) == ["kept"]
+    [ids] = [msgspec.msgpack.decode(b[0]) for kind, b in client.messages if kind is Kind.GIVEN_BACK]
+    assert ids == ["moved", "unknown"]
+
+
+async def test_a_gateway_whose_request_waits_hears_that_the_core_lives(hosted, monkeypatch):
+    monkeypatch.setattr("replicas.core_host.ALIVE_INTERVAL_S", 0.02)
+    host = hosted(step_s=0.005, max_num_seqs=1)
+    running, waiting, idle = [await Client.to(host) for _ in range(3)]
+    running.add("a", [1], max_tokens=4000)
+    await until(lambda: running.tokens)
+    waiting.add("b", [2], max_tokens=4000)
+    await until(lambda: len(waiting.messages) > 3)
+    assert {kind for kind, _ in waiting.messages} == {Kind.ALIVE}
+    assert {kind for kind, _ in running.messages} == {Kind.FRAME} and idle.messages == []
+
+
+@pytest.mark.parametrize("stop", ["in order", "gone"])
+async def test_only_a_core_that_stops_by_its_own_will_says_so(hosted, stop):
+    host = hosted(step_s=0.005)
+    client = await Client.to(host)
+    client.add("r", [1], max_tokens=4000)
+    await until(lambda: client.tokens)
+    await asyncio.to_thread(host.stop if stop == "in order" else host.kill)
+    await asyncio.wait_for(client.lost.wait(), 5)
+    assert (client.messages[-1][0] is Kind.LEAVING) == (stop == "in order")
+
+
+async def test_a_core_that_hangs_in_its_first_step_has_said_that_it_has_work(hosted):
+    host = hosted()
+    client = await Client.to(host)
+    host.core.go_on.clear()
+    client.add("r", [1], max_tokens=5)
+    await until(lambda: [load.running for load in loads(host)] == [1])
+    host.core.go_on.set()
+    await until(lambda: "r" in client.finished)
+
+
 def loads(host: Hosted) -> list[CoreLoad]:
     return [message for message in host.said() if isinstance(message, CoreLoad)]
 
@@ -182,7 +239,8 @@ async def test_load_is_reported_on_change_and_not_too_often(hosted):
     reports = loads(host)
     assert host.core.steps > 3 * len(reports)  # or it would not have been held back
     assert took * 20 / 2 < len(reports) <= took * 20 + 2
-    assert reports[0].running and reports[-1] == CoreLoad(0, 0, 0.0)
+    assert reports[0].running and reports[-1][:3] == (0, 0, 0.0)
+    assert reports[-1].work.decode_tokens == 1600 and reports[-1].work.prefill_tokens == 4
 
 
 async def test_an_idle_core_does_nothing(hosted):

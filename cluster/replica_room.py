@@ -1,0 +1,91 @@
+"""What a replica holds and what it has room for now: KV cache, batch, prefill. Pure; times are seconds."""
+
+from dataclasses import dataclass, field
+
+from cluster.step_fit import StepFit
+from replicas.messages import LoadReport, ReplicaInfo
+
+TPOT_MARGIN = 0.9  # of the time per output token that was promised, what a replica is planned to use
+LOWER_CLASSES = 0.8  # of KV, batch and step time, what requests behind a better priority class may fill
+PACE_AHEAD_S = 0.25  # prefill may run this far ahead of its pace: bursts are short against a stream's life
+
+
+@dataclass
+class ReplicaRoom:
+    """A replica in one epoch."""
+
+    info: ReplicaInfo
+    fit: StepFit = field(default_factory=StepFit)
+    load: LoadReport | None = None
+    draining: bool = False
+    in_flight: dict[str, int] = field(default_factory=dict)  # request id -> KV tokens reserved
+    kv_tokens: int = 0  # sum of these
+    prefilling: dict[str, int] = field(default_factory=dict)  # request id -> tokens, until its first token has come
+    prefill_tokens: int = 0  # sum of these
+    paced_until: float = 0.0  # prefill granted so far is paid for, by then, in steps that keep the TPOT
+
+    def take(self, request_id: str, kv_tokens: int, prefill: int) -> None:
+        self.in_flight[request_id] = kv_tokens
+        self.kv_tokens += kv_tokens
+        self.prefilling[request_id] = prefill
+        self.prefill_tokens += prefill
+
+    def started(self, request_id: str) -> None:
+        self.prefill_tokens -= self.prefilling.pop(request_id, 0)
+
+    def release(self, request_id: str) -> None:
+        self.started(request_id)
+        self.kv_tokens -= self.in_flight.pop(request_id, 0)
+
+    # -- room ---------------------------------------------------------------------------------------------------------
+
+    def is_ready(self, now: float, tpot_s: float | None, share: float) -> bool:
+        """Room for one more request of some size. `share`: of the replica, what the request's class may fill."""
+        if self.draining:
+            return False
+        running = len(self.in_flight)
+        if not running:
+            return True
+        capacity = self.info.capacity
+        return (
+            running < capacity.max_num_seqs * share
+            and self.prefill_tokens < capacity.max_num_batched_tokens * share
+            and now >= self.ready_at
+            and (tpot_s is None or self.fit.step_s(0, running + 1) < tpot_s * TPOT_MARGIN * share)
+        )
+
+    @property
+    def ready_at(self) -> float:
+        """When its pace allows another prefill."""
+        return self.paced_until - PACE_AHEAD_S
+
+    def has_kv(self, kv_tokens: int, share: float) -> bool:
+        """An idle replica can run any one request, whatever the estimate says."""
+        return not self.in_flight or self.kv_tokens + kv_tokens <= self.info.capacity.kv_tokens * share
+
+    def pace(self, prefill: int, now: float, tpot_s: float | None) -> None:
+        """Books a prefill: between them the running streams must get enough steps.
+
+        A second holds S steps of `decode_s` each and X prompt tokens of `token_s`: S * decode_s + X * token_s = 1, and
+        S >= 1 / TPOT; so X <= (1 - decode_s / TPOT) / token_s.
+        """
+        if tpot_s is None:
+            return
+        left = 1.0 - self.fit.step_s(0, len(self.in_flight)) / (tpot_s * TPOT_MARGIN)
+        self.paced_until = max(self.paced_until, now) + prefill * self.fit.prefill_token_s / max(left, 0.05)
+
+    # -- predictions --------------------------------------------------------------------------------------------------
+
+    @property
+    def load_score(self) -> float:
+        """The next step's seconds, as far as known; ties go by KV."""
+        running = len(self.in_flight)
+        prefill = min(self.prefill_tokens, self.info.capacity.max_num_batched_tokens)
+        step_s = self.fit.step_s(prefill, running) if self.fit.known else 1e-4 * running + 1e-6 * prefill
+        return step_s + 1e-9 * self.kv_tokens
+
+    def first_token_s(self, prefill: int) -> float:
+        """Seconds until the first token of such a prompt, granted now: the step under way, then its own."""
+        tokens = self.prefill_tokens + prefill
+        steps = -(-tokens // self.info.capacity.max_num_batched_tokens) + 0.5
+        return tokens * self.fit.prefill_token_s + steps * self.fit.step_s(0, len(self.in_flight))
