@@ -73,6 +73,9 @@ class Replica:
         """How long a core that has something to do has said nothing. It reports on each change, and a step is one."""
         return time.monotonic() - self._heard if self._load.running + self._load.waiting else 0.0
 
+    def _hangs(self) -> bool:
+        return self._silent_for_s() > self._spec.hang_timeout_s
+
     def _on_failure(self, failure: EngineFailed) -> None:
         """The core is dead: so is this replica. Its process ends, which Serve's next health check sees and mends."""
         logger.error("The engine core died: %s\n%s", failure, failure.detail)
@@ -121,8 +124,10 @@ class Replica:
         """Ray Serve asks this; an exception gets the replica restarted."""
         if self._host.failure is not None:
             raise self._host.failure
-        if (silent_s := self._silent_for_s()) > self._spec.hang_timeout_s:
-            raise EngineFailed(f"the engine core has requests and has ended no step for {silent_s:.0f} s")
+        if self._hangs():
+            raise EngineFailed(
+                f"the engine core has requests and has ended no step for {self._silent_for_s():.0f} s"
+            )
 
     async def __del__(self) -> None:
         """Serve's graceful shutdown: take no more, let what runs end, for drain_s at most; the rest resumes."""
@@ -133,12 +138,18 @@ class Replica:
         with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
             router = await find_router(self._spec.model, timeout_s=1.0)
             await router.leave.remote(self._info.replica_id, self._info.epoch)
+        await self._let_end_what_runs()
+        # A core that hangs does not hear that it is to stop.
+        await asyncio.to_thread(host.kill if self._hangs() else host.stop)
+
+    async def _let_end_what_runs(self) -> None:
+        """For drain_s at most, and not if it hangs: its streams have gone on elsewhere, and its place is wanted."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._spec.drain_s):
-                while self._load.running + self._load.waiting > 0:
+                while self._load.running + self._load.waiting > 0 and not self._hangs():
                     self._changed.clear()
-                    await self._changed.wait()
-        await asyncio.to_thread(host.stop)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
 
 
 def _taken(events: deque[int]) -> tuple[int, ...]:

@@ -239,6 +239,8 @@ class VllmCore:
             params = decoded.sampling_params
             if params.extra_args and _DELIVERED in params.extra_args:  # a client may send any
                 params.extra_args = {k: v for k, v in params.extra_args.items() if k != _DELIVERED}
+            if delivered:
+                params.prompt_logprobs = None  # they came with its first token
             if delivered and self._delivered_by_extra_args:
                 params.extra_args = (params.extra_args or {}) | {_DELIVERED: list(delivered)}
             made, wave = self._core.preprocess_add_request(decoded)

@@ -7,6 +7,7 @@ replica, the replica joins again and the request resumes there, as it would else
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -43,8 +44,15 @@ class Stack:
         self._thread = threading.Thread(
             target=host_core, args=(partial(build_core, self._spec), theirs, "127.0.0.1"), daemon=True
         )
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self.client: httpx.AsyncClient
         self.core: Any
+
+    def _read(self) -> None:
+        """As a replica does: a pipe that nobody reads fills with load reports, and the engine stands still."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._pipe.recv()
 
     async def start(self) -> None:
         from cluster.gateway import build_app
@@ -52,6 +60,7 @@ class Stack:
         self._thread.start()
         ready = await asyncio.to_thread(self._pipe.recv)
         assert isinstance(ready, Ready), ready
+        self._reader.start()
         info = ReplicaInfo(
             replica_id="r",
             epoch=1,
@@ -88,6 +97,7 @@ class Stack:
         self.router._ticking.cancel()
         self._pipe.send(Stop())
         await asyncio.to_thread(self._thread.join, 10)
+        await asyncio.to_thread(self._reader.join, 10)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
