@@ -18,6 +18,7 @@ from cluster.edge import Edge
 from cluster.outcomes import context_of_request
 from cluster.router_link import RayRouterLink, RouterGone
 from cluster.tenants import KeyFile
+from cluster.thinking import without_rescans
 from replicas.engine_spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     await init_app_state(llm, app.state, args, tasks)
     _add_own_routes(app, spec, router, core)
     _adapt(app, spec)
+    _spare_tokens(app)
     enable_envs_cache()  # else vLLM reads and parses its environment anew for each request
     gc.set_threshold(50_000, 20, 100)  # what lives long is frozen (vLLM's lifespan); tokens' garbage has no cycles
     return Edge(
@@ -152,6 +154,24 @@ def _adapt(app: "FastAPI", spec: GatewaySpec) -> None:
     idle = {PrometheusInstrumentatorMiddleware} | (set() if spec.allowed_origins else {CORSMiddleware})
     app.user_middleware = [m for m in app.user_middleware if getattr(m, "cls", None) not in idle]
     app.middleware_stack = app.build_middleware_stack()  # vLLM's has been built already
+
+
+def _spare_tokens(app: "FastAPI") -> None:
+    """Takes from each token's way what does nothing for it."""
+    from vllm.entrypoints.generate.base.protocol import DeltaMessage
+    from vllm.entrypoints.openai.chat_completion.protocol import (
+        ChatCompletionResponseStreamChoice,
+        ChatCompletionStreamResponse,
+    )
+    from vllm.reasoning.deepseek_r1_reasoning_parser import DeepSeekR1ReasoningParser
+
+    chat = app.state.openai_serving_chat
+    if chat is not None and chat.parser_cls is not None:
+        chat.parser_cls = without_rescans(chat.parser_cls, DeltaMessage, DeepSeekR1ReasoningParser)
+    # A validator in Python that warns of fields unknown to vLLM: for what clients send, not for what vLLM itself makes.
+    for made in (DeltaMessage, ChatCompletionResponseStreamChoice, ChatCompletionStreamResponse):  # inner ones first
+        made.__pydantic_decorators__.model_validators.pop("__log_extra_fields__", None)
+        made.model_rebuild(force=True)
 
 
 def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, core: Any) -> None:
