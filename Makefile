@@ -1,11 +1,12 @@
 # Two commands do all: `make serve` and `make test`. Each sets up first what is missing; a set-up already done is a
-# file comparison. SERVE, PYTEST and TRAIN take further arguments: make serve SERVE="--port 8001", make test
-# PYTEST="-k router", make train-tiny TRAIN="--seed 2".
+# file comparison. SERVE, PYTEST, SOAK and TRAIN take further arguments: make serve SERVE="--port 8001",
+# make test PYTEST="-k router", make soak SOAK="--seed 7", make train-tiny TRAIN="--seed 2".
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu serve test test-unit lint format train-tiny lock clean
+.PHONY: help setup setup-gpu serve test soak test-unit lint format train-tiny lock clean
 SERVE ?=
 PYTEST ?=
 TRAIN ?=
+SOAK ?=
 BIN := .venv/bin
 
 help: ## show these commands
@@ -23,6 +24,9 @@ serve: setup ## serve the embedded model on http://127.0.0.1:8000 until Ctrl-C
 test: setup ## run every test, real engines and the whole stack included
 	@scripts/install-test-packages
 	$(BIN)/pytest $(PYTEST)
+
+soak: setup ## kill and stop processes under load for three minutes: SOAK="--minutes 30" for the long one
+	$(BIN)/moray soak --minutes 3 $(SOAK)
 
 test-unit: setup ## run the tests that start neither an engine nor Ray
 	$(BIN)/pytest -m "not vllm and not e2e" $(PYTEST)

@@ -97,6 +97,7 @@ def router_spec(settings: Settings) -> "RouterSpec":
     return RouterSpec(
         model=settings.model.served_name,
         listen=engine_spec(settings).listen,
+        policy=router.policy,
         max_queue=router.max_queue,
         no_replica_wait_s=router.no_replica_wait_s,
         tpot_s=router.tpot_slo_s,

@@ -5,7 +5,7 @@
 - A body over the limit is refused with 413 before it is parsed, whatever the app makes of its missing rest.
 - An ending that the cluster gave a request (no replica, say) becomes its HTTP status with Retry-After, for streams
   too: the response's head is held back until the first byte of its body exists. By then the tenant's quota is known
-  too, for the rate-limit headers.
+  too, for the rate-limit headers. In a stream that has begun, it is the error event that says which ending it was.
 """
 
 import json
@@ -25,6 +25,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 TTFT_HEADER = "x-slo-ttft-ms"  # as llm-d calls it: milliseconds in which the client wants the first token
+_ERROR_EVENT = b'data: {"error"'
 _PROBES = frozenset({"/health", "/ping", "/version"})
 
 
@@ -166,7 +167,7 @@ class _HeldHead:
     async def send(self, message: Message) -> None:
         if self._begun:
             if not self._replaced:
-                await self._send(message)
+                await self._send(message if self._verdict.ending is None else self._in_our_words(message))
         elif message["type"] == "http.response.start":
             self._head = message
         elif self._head is None:  # what may come before the head, such as early hints
@@ -179,6 +180,14 @@ class _HeldHead:
                 self._head["headers"] = [*self._head.get("headers", ()), *_encoded(limits)]
             await self._send(self._head)
             await self._send(message)
+
+    def _in_our_words(self, message: Message) -> Message:
+        """vLLM tells a stream that has begun of no more than an "Internal server error"."""
+        ending = self._verdict.ending
+        if ending is None or not message.get("body", b"").startswith(_ERROR_EVENT):
+            return message
+        error = _error(ending, self._verdict.detail or ending.sentence)
+        return {**message, "body": b"data: " + json.dumps(error).encode() + b"\n\n"}
 
     async def replace(self) -> bool:
         """Answers with the verdict, if there is one and nothing else was answered. True: the verdict is the answer."""
@@ -194,10 +203,13 @@ class _HeldHead:
         return self._replaced
 
 
+def _error(ending: Ending, sentence: str) -> dict[str, Any]:
+    return {"error": {"message": sentence, "type": ending.error_type, "param": None, "code": ending.status}}
+
+
 async def _send_error(send: Send, ending: Ending, sentence: str, headers: dict[str, str]) -> None:
     """An error in the shape of OpenAI's and vLLM's."""
-    error = {"message": sentence, "type": ending.error_type, "param": None, "code": ending.status}
-    body = json.dumps({"error": error}).encode()
+    body = json.dumps(_error(ending, sentence)).encode()
     fields = {"content-type": "application/json", "content-length": str(len(body)), **headers}
     await send({"type": "http.response.start", "status": ending.status, "headers": _encoded(fields)})
     await send({"type": "http.response.body", "body": body})

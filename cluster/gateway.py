@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from ray import serve
 
+from cluster.cork import cork_http
 from cluster.draining import DrainRefused, DrainRequest
 from cluster.edge import Edge
 from cluster.outcomes import context_of_request
@@ -50,6 +51,7 @@ class Gateway:
 
     async def __serve_build_asgi_app__(self) -> Any:
         _prepare_environment(self._spec.engine)
+        cork_http()
         return await build_app(self._spec, RayRouterLink(self._spec.engine.model))
 
 

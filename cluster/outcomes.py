@@ -2,6 +2,7 @@
 
 import contextvars
 import enum
+import time
 
 from replicas.messages import Quota, Tenant
 
@@ -56,16 +57,25 @@ class Verdict:
 class RequestContext:
     """One HTTP request, as the edge and ClusterCore share it; vLLM's front end lies between the two."""
 
-    __slots__ = ("_priority_ceiling", "_tickets", "tenant", "ttft_s", "verdict")
+    __slots__ = ("_due", "_priority_ceiling", "_tickets", "tenant", "verdict")
 
     def __init__(
-        self, tenant: Tenant | None = None, priority_ceiling: int | None = None, ttft_s: float | None = None
+        self,
+        tenant: Tenant | None = None,
+        priority_ceiling: int | None = None,
+        ttft_s: float | None = None,
     ) -> None:
+        """`ttft_s`: seconds from now in which the first token is wanted; None: whenever it comes."""
         self.tenant = tenant or Tenant()
-        self.ttft_s = ttft_s  # seconds in which the first token is wanted; None: whenever it comes
         self.verdict = Verdict()
+        self._due = None if ttft_s is None else time.monotonic() + ttft_s
         self._priority_ceiling = priority_ceiling  # None: any may be asked for
         self._tickets = 0
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds that are left for the first token; the front end's own work has taken the rest. None: no limit."""
+        return None if self._due is None else max(self._due - time.monotonic(), 0.0)
 
     def priority(self, asked: int) -> int:
         """What it gets of what it asked for: lower goes first, so that the ceiling is the lowest number."""

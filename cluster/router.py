@@ -1,4 +1,4 @@
-"""The router: one Ray actor per served model. I/O only; every decision is `batching.ContinuousBatcher`'s.
+"""The router: one Ray actor per served model. I/O only; every decision is its batcher's.
 
 It is never in the token path. When it dies, Ray restarts it empty; its gateways' connections break, they connect again
 and tell it all they have open, replicas are told that they are unknown (`report() -> None`) and join again, and
@@ -17,9 +17,10 @@ import msgspec
 import ray
 
 from cluster.batcher import Batcher
-from cluster.batching import ContinuousBatcher, Policy
+from cluster.batching import Policy
 from cluster.draining import Candidate, DrainRefused, DrainRequest, choose
 from cluster.outcomes import Ending
+from cluster.policies import CONTINUOUS, batcher
 from cluster.quotas import Quotas
 from replicas.messages import Denial, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
 from replicas.router_handle import NAMESPACE, actor_name
@@ -38,16 +39,15 @@ class RouterSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     listen: str | None  # address that gateways reach it by; None: that of its Ray node
-    policy: str = "continuous"  # or the name of one of `cluster.peers`
+    policy: str = CONTINUOUS  # one of `cluster.policies.POLICIES`
     max_queue: int = 2048
     no_replica_wait_s: float = 30.0
     tpot_s: float | None = None
     starvation_s: float = 30.0
 
     def batcher(self) -> Batcher:
-        return ContinuousBatcher(
-            Policy(no_replica_wait_s=self.no_replica_wait_s, tpot_s=self.tpot_s, starvation_s=self.starvation_s)
-        )
+        limits = Policy(no_replica_wait_s=self.no_replica_wait_s, tpot_s=self.tpot_s, starvation_s=self.starvation_s)
+        return batcher(self.policy, limits)
 
 
 class RouterState:
@@ -103,6 +103,11 @@ class RouterState:
     def state_of(self, replica_id: str) -> str:
         """As `status` has it; "gone" if it is not known."""
         return next((_state(r.draining) for r in self._batcher.replicas() if r.info.replica_id == replica_id), "gone")
+
+    @property
+    def queued(self) -> int:
+        """Tickets that wait."""
+        return self._batcher.queued
 
     def take(self, gateway: str, outbox: Outbox | Resync, now: float) -> None:
         """Applies what a gateway says. The first that it says is a Resync."""
@@ -286,6 +291,8 @@ class Router:
     async def report(self, load: LoadReport) -> str | None:
         """A replica's load; the answer is its state, or None: it is to join again."""
         known = self._state.report(load, time.monotonic())
+        if self._state.queued:  # there may be room now
+            self._decide()
         return self._state.state_of(load.replica_id) if known else None
 
     async def drain(self, asked: DrainRequest) -> dict[str, str]:

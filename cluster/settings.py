@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from cluster.policies import CONTINUOUS, POLICIES
+
 EMBEDDED_NAME = "tiny-r1"
 
 
@@ -242,6 +244,11 @@ class Gateway(_Group):
 class Router(_Group):
     """The cluster-wide queue."""
 
+    policy: str = Field(
+        CONTINUOUS,
+        description="Which replica a request goes to, and when. continuous: Moray's own. Others bind it on arrival as "
+        "other routers do, to compare with: " + ", ".join(name for name in POLICIES if name != CONTINUOUS) + ".",
+    )
     max_queue: int = Field(
         2048, ge=1, description="Requests that wait in the queue at most; one more is answered with 429."
     )
@@ -268,6 +275,13 @@ class Router(_Group):
         30.0, gt=0, description="Seconds after which a waiting request is overtaken by no other, whatever its size."
     )
     retry_after_s: int = Field(5, ge=1, description="Seconds in the Retry-After header of a 429 or 503.")
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, policy: str) -> str:
+        if policy not in POLICIES:
+            raise ValueError(f"there is no policy {policy!r}; the known ones are {', '.join(POLICIES)}")
+        return policy
 
 
 class Ray(_Group):

@@ -16,6 +16,7 @@ import typer
 
 from ops.errors import UserError
 from ops.simulate import cli as simulation
+from ops.soak import cli as soaking
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -268,6 +269,7 @@ def key_new(
 
 
 app.command(epilog=simulation.EXAMPLES)(simulation.simulate)
+app.command(epilog=soaking.EXAMPLES)(soaking.soak)
 
 
 # `ops/bench/` brings its own sub-commands; its libraries are imported when they are asked for.

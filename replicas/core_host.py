@@ -163,6 +163,7 @@ class _CoreHost:
                 command = self._commands.get(block=idle, timeout=IDLE_LOOK_S)
             except queue.Empty:
                 if idle:
+                    _tell(self._pipe, self._last_load)  # nothing new, but one that hangs says nothing
                     continue
                 return True
             if isinstance(command, Stop):

@@ -17,6 +17,7 @@ import ray
 from ray import serve
 
 from replicas.core import CoreLoad
+from replicas.core_host import IDLE_LOOK_S
 from replicas.engine_host import EngineFailed, EngineHost
 from replicas.engine_spec import EngineSpec
 from replicas.messages import LoadReport, ReplicaInfo
@@ -70,8 +71,11 @@ class Replica:
         self._changed.set()
 
     def _silent_for_s(self) -> float:
-        """How long a core that has something to do has said nothing. It reports on each change, and a step is one."""
-        return time.monotonic() - self._heard if self._load.running + self._load.waiting else 0.0
+        """How long the core has said nothing, beyond what is its way: it reports on each change, and a step is one;
+        with nothing to do it looks up every IDLE_LOOK_S.
+        """
+        silent_s = time.monotonic() - self._heard
+        return silent_s if self._load.running + self._load.waiting else max(0.0, silent_s - 2 * IDLE_LOOK_S)
 
     def _hangs(self) -> bool:
         return self._silent_for_s() > self._spec.hang_timeout_s
@@ -125,9 +129,7 @@ class Replica:
         if self._host.failure is not None:
             raise self._host.failure
         if self._hangs():
-            raise EngineFailed(
-                f"the engine core has requests and has ended no step for {self._silent_for_s():.0f} s"
-            )
+            raise EngineFailed(f"the engine core has said nothing for {time.monotonic() - self._heard:.0f} s")
 
     async def __del__(self) -> None:
         """Serve's graceful shutdown: take no more, let what runs end, for drain_s at most; the rest resumes."""

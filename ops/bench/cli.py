@@ -120,6 +120,44 @@ def goodput(
     _show("moray bench goodput", figures, as_json)
 
 
+@app.command()
+def peers(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, every side is measured once.")] = 2,
+    seconds: Annotated[float, typer.Option(min=2, help="Seconds of arrivals in each round, side and rate.")] = 8,
+    rate: Annotated[
+        float | None, typer.Option(min=0.1, help="Requests a second; 0.8 and 1.2 times it are offered. Default: found.")
+    ] = None,
+    policies: Annotated[
+        str, typer.Option(help="Peers' policies to run in Moray, by commas: see router.policy.", metavar="NAMES")
+    ] = "round_robin,least_outstanding",
+    ttft_ms: Annotated[float, typer.Option(min=1, help="The SLO's limit on the time to the first token.")] = 300,
+    tpot_ms: Annotated[float, typer.Option(min=1, help="And on the mean time of each further token.")] = 30,
+    ray_llm_packages: Annotated[
+        Path | None,
+        typer.Option(help="Folder of what ray.serve.llm imports beyond our own: `pip install -t DIR pyarrow`."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Two real CPU engines behind Moray, behind peers' policies, HAProxy leastconn, and ray.serve.llm.
+
+    goodput: requests/s that met both limits; a shed request or an error met none. vs_NAME: Moray's figure over that
+    side's. The rates are 0.8 and 1.2 times what Moray carries. A peer that does not run here is told with its error.
+
+    Example: moray bench peers --rounds 3 --json
+    """
+    from ops.bench.peers.rounds import Options, measure
+    from ops.simulate.results import Slo
+
+    names = [name.strip() for name in policies.split(",") if name.strip()]
+    options = Options(rounds, seconds, rate, names, Slo(ttft_ms / 1e3, tpot_ms / 1e3), ray_llm_packages)
+    console = Console(stderr=True)
+    _show(
+        "moray bench peers",
+        measure(options, lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True)),
+        as_json,
+    )
+
+
 def _reporter(quiet: bool) -> Any:
     console = Console(stderr=True)
     return lambda line: None if quiet else console.print(line, style="dim", highlight=False)

@@ -18,10 +18,11 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.batching import Policy
+from cluster.policies import CONTINUOUS, POLICIES, batcher
 from ops.errors import UserError
 from ops.simulate import traces, workloads
 from ops.simulate.cluster import Cluster
-from ops.simulate.policies import CONTINUOUS, POLICIES, batcher
 from ops.simulate.results import Record, Slo, attainment
 from ops.simulate.upper_bound import attainment_bound
 from ops.simulate.workloads import Workload
@@ -96,7 +97,7 @@ def _speeds(scenario: Scenario, replicas: int) -> list[float]:
 
 def _run(load: Workload, policy: str, setting: Setting, speeds: Sequence[float], seed: int) -> list[Record]:
     """The counted requests."""
-    cluster = Cluster(batcher(policy, SLO.tpot_s, seed), MACHINES[setting.machine], speeds, SLO)
+    cluster = Cluster(batcher(policy, Policy(tpot_s=SLO.tpot_s), seed), MACHINES[setting.machine], speeds, SLO)
     return [record for record in cluster.run(load) if record.arrival.at_s >= load.warm_up_s]
 
 

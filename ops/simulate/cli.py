@@ -50,7 +50,8 @@ def simulate(
     speed_factor: virtual seconds per second. A recorded trace is brought to --rate by compressing its time; behind
     more than 16 replicas it is superposed with copies of itself, rotated in time.
     """
-    from ops.simulate.policies import POLICIES, batcher
+    from cluster.batching import Policy
+    from cluster.policies import POLICIES, batcher
     from replicas.step_time import MACHINES
 
     if policy == "list":
@@ -67,7 +68,7 @@ def simulate(
 
     slo = Slo(ttft_s, tpot_s)
     speeds = [0.5 if i < slow else 1.0 for i in range(replicas)]
-    cluster = Cluster(batcher(policy, tpot_s, seed), MACHINES[machine], speeds, slo)
+    cluster = Cluster(batcher(policy, Policy(tpot_s=tpot_s), seed), MACHINES[machine], speeds, slo)
     began = time.perf_counter()
     told = [began]
 

@@ -191,6 +191,8 @@ class Cluster:
             removed=removed,
         )
         self._batcher.report(report, self.now)
+        if self._batcher.queued:
+            self._decide()
 
     @property
     def preemptions(self) -> int:

@@ -5,7 +5,9 @@ import os
 import pytest
 
 from cluster import app
+from cluster.batching import ContinuousBatcher
 from cluster.config import ConfigError, Machine, load
+from cluster.peers import TokenLoad
 from cluster.settings import Settings
 
 MACHINE = Machine(cpus=2, gpus=0)
@@ -129,6 +131,11 @@ def test_build_names_what_it_does_not_know(applied, args, said):
     with pytest.raises(ConfigError) as caught:
         app.build(args)
     assert said in caught.value.problems[0] and applied == []
+
+
+def test_the_router_runs_the_policy_that_was_set():
+    assert type(app.router_spec(settings()).batcher()) is ContinuousBatcher
+    assert type(app.router_spec(settings(router__policy="token_load")).batcher()) is TokenLoad
 
 
 def test_the_proxys_end_waits_for_the_longest_stream():

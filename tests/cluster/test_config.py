@@ -204,6 +204,12 @@ def test_settings_that_contradict_each_other_or_the_machine(overrides, machine, 
     assert said in problems(overrides=overrides, machine=machine)[0]
 
 
+def test_an_unknown_policy_is_refused_with_those_that_there_are():
+    assert settings(router__policy="round_robin").router.policy == "round_robin"
+    (problem,) = problems(overrides={"router.policy": "best"})
+    assert all(word in problem for word in ("router.policy", "'best'", "continuous", "prefix_and_load"))
+
+
 def test_another_cluster_is_not_measured_by_this_machine():
     made = settings(ray__address="auto", experts__expert_parallel=8, engine__device="cuda", replicas__count=4)
     assert made.experts.shards == 8

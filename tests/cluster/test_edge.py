@@ -175,6 +175,17 @@ def test_once_the_body_has_begun_nothing_is_replaced():
     assert Call(answering(*messages, verdict_before=2)).sent == messages
 
 
+def test_in_a_stream_that_has_begun_the_error_event_says_which_ending_it_was():
+    said = chunk(b'data: {"error": {"message": "Internal server error"}}\n\n', more=True)
+    token, done = chunk(b'data: {"choices": []}\n\n', more=True), chunk(b"data: [DONE]\n\n")
+    told = answering(HEAD, token, said, done, verdict_before=2, ending=Ending.QUARANTINED, detail="Request 7: twice.")
+    call = Call(told)
+    assert [call.sent[1], call.sent[3]] == [token, done] and call.sent[2]["more_body"]
+    error = json.loads(call.sent[2]["body"].removeprefix(b"data: "))["error"]
+    assert (error["message"], error["code"]) == ("Request 7: twice.", 500)
+    assert Call(answering(HEAD, token, said, done)).sent == [HEAD, token, said, done]  # not the cluster's ending
+
+
 def test_the_head_is_held_until_the_first_byte():
     order = []
 

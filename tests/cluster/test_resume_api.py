@@ -233,3 +233,18 @@ async def test_what_saw_two_replicas_die_is_answered_500_with_its_id(stack: Stac
         assert reply.status_code == 500 and "retry-after" not in reply.headers
         assert "chatcmpl-mine" in reply.json()["error"]["message"]
     assert (await stack.post(CHAT, ASK)).json()["choices"]
+
+
+async def test_a_stream_that_saw_two_replicas_die_is_told_so_with_its_id(stack: Stack) -> None:
+    async def cut_twice() -> None:
+        await stack.cut_at(3)
+        await stack.cut_at(9)
+
+    cutting = asyncio.ensure_future(cut_twice())
+    body = {"model": "tiny-r1", **LONG, "stream": True}
+    reply = await stack.client.post(CHAT, json=body, headers={"x-request-id": "mine"})
+    await cutting
+    *tokens, error, done = [line.removeprefix("data: ") for line in reply.text.splitlines() if line]
+    assert reply.status_code == 200 and len(tokens) > 3 and done == "[DONE]"
+    said = json.loads(error)["error"]
+    assert said["code"] == 500 and "chatcmpl-mine" in said["message"] and "two replicas" in said["message"]

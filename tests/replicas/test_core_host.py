@@ -255,6 +255,21 @@ async def test_an_idle_core_does_nothing(hosted):
     assert (host.core.polls, host.core.steps, loads(host)) == (polls, steps, [])
 
 
+async def test_an_idle_core_says_now_and_then_that_it_is_there(hosted, monkeypatch):
+    """Else one that hangs while it has nothing to do would never be told from it."""
+    monkeypatch.setattr("replicas.core_host.IDLE_LOOK_S", 0.05)
+    host = hosted()
+    client = await Client.to(host)
+    client.add("r", [1], max_tokens=3)
+    await until(lambda: "r" in client.finished)
+    await asyncio.sleep(0.1)
+    loads(host)
+    await asyncio.sleep(0.4)
+    said = loads(host)
+    assert 3 <= len(said) <= 9 and {load[:3] for load in said} == {(0, 0, 0.0)}
+    assert not any(load.stored or load.removed for load in said)  # each block is told of once
+
+
 def test_a_core_that_cannot_be_built_says_why():
     ours, theirs = multiprocessing.Pipe()
     host_core(lambda: ScriptedCore(spec(fail_to_load="no such model")), theirs, "127.0.0.1")

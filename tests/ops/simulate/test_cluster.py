@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cluster.batcher import Decision
+from cluster.batching import Policy
 from cluster.peers import RoundRobin
+from cluster.policies import POLICIES, batcher
 from ops.simulate.cluster import NETWORK_S, Cluster
-from ops.simulate.policies import POLICIES, batcher
 from ops.simulate.results import Slo, attainment
 from ops.simulate.workloads import SYNTHETIC, Arrival, Workload
 from replicas.messages import Denial, LoadReport, Released
@@ -17,7 +18,7 @@ SLO = Slo()
 
 
 def run(policy: str, load: Workload, replicas: int = 2, seed: int = 0):
-    cluster = Cluster(batcher(policy, SLO.tpot_s, seed), H200, [1.0] * replicas, SLO)
+    cluster = Cluster(batcher(policy, Policy(tpot_s=SLO.tpot_s), seed), H200, [1.0] * replicas, SLO)
     return cluster, cluster.run(load)
 
 
@@ -96,7 +97,7 @@ def test_what_is_shed_or_never_ends_is_a_miss():
 
 def test_a_slow_replica_is_slow():
     load = one(*[Arrival(0.5 * i, 200, 50) for i in range(10)])
-    cluster = Cluster(batcher("round_robin", SLO.tpot_s), H200, [0.5, 1.0], SLO)
+    cluster = Cluster(batcher("round_robin", Policy()), H200, [0.5, 1.0], SLO)
     records = cluster.run(load)
     slow, fast = ([r.tpot_s for r in records if r.replica == which] for which in (0, 1))
     assert len(slow) == len(fast) == 5 and min(slow) > 1.9 * max(fast)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.batching import Policy
+from cluster.policies import POLICIES, batcher
 from ops.simulate.cluster import Cluster
-from ops.simulate.policies import POLICIES, batcher
 from ops.simulate.results import Slo, attainment
 from ops.simulate.upper_bound import attainment_bound
 from ops.simulate.workloads import SYNTHETIC, Arrival, Workload, warmed_up
@@ -18,7 +19,7 @@ SLO = Slo()
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_no_policy_attains_more(policy, name):
     load = warmed_up(SYNTHETIC[name]({"code": 30.0}.get(name, 70.0), 12.0, 1), 4.0)
-    cluster = Cluster(batcher(policy, SLO.tpot_s), H200, [1.0, 0.5], SLO)
+    cluster = Cluster(batcher(policy, Policy(tpot_s=SLO.tpot_s)), H200, [1.0, 0.5], SLO)
     records = [r for r in cluster.run(load) if r.arrival.at_s >= load.warm_up_s]
     assert attainment(records, SLO) <= attainment_bound(load, H200, [1.0, 0.5], SLO) + 1e-9
 
