@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.thinking import without_rescans
+from cluster.thinking import EndOfThinking, without_rescans
 from experts.tiny_r1 import checkpoint_path
 
 THINK, ENDED = "<think>", "</think>"
@@ -70,6 +70,60 @@ def test_the_same_deltas_as_vllms(vllm, stream, cuts, opened, tools, shown):
     assert deltas(ours[tools], tokenizer, prompt, chunks, asked) == deltas(
         stock[tools], tokenizer, prompt, chunks, asked
     )
+
+
+@pytest.mark.vllm
+@settings(max_examples=200, deadline=None)
+@given(
+    thought=st.text("ab<\n7", max_size=12),
+    answer=st.text("ab<\n7", max_size=12),
+    cuts=st.lists(st.integers(1, 4), min_size=40, max_size=40),
+    late=st.integers(0, 9),
+    ended=st.booleans(),
+    tools=st.booleans(),
+)
+def test_text_that_comes_later_than_its_ids_is_cut_where_the_mark_is(vllm, thought, answer, cuts, late, ended, tools):
+    """As the detokeniser does it with stop strings: the last characters are held back until the stream ends."""
+    tokenizer, _, ours, request = vllm
+    text = thought + (ENDED + answer if ended else "")
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    parser, asked = ours[tools](tokenizer, None), request(stop=["x" * (late + 1)])
+    told, seen, given = {"reasoning": "", "content": ""}, 0, 0
+    prompt = tokenizer.encode(THINK, add_special_tokens=False)
+    for cut in cuts:
+        if given >= len(ids):
+            break
+        chunk = ids[given : given + cut]
+        given += len(chunk)
+        finished = given >= len(ids)
+        shown = len(tokenizer.decode(ids[:given])) - (0 if finished else late)
+        delta = parser.parse_delta(
+            text[seen : max(seen, shown)], chunk, asked, prompt_token_ids=prompt, finished=finished
+        )
+        seen = max(seen, shown)
+        for part in told:
+            told[part] += (getattr(delta, part, None) or "") if delta else ""
+    expected = {"reasoning": thought, "content": answer if ended else ""}
+    if given >= len(ids):
+        assert told == expected
+
+
+@given(st.text("</think>a", max_size=30), st.lists(st.integers(1, 5), min_size=30, max_size=30))
+def test_the_end_is_found_however_the_text_is_cut(text, cuts):
+    finder, thinking, content = EndOfThinking(ENDED), "", None
+    pieces, at = [], 0
+    for cut in cuts:
+        pieces.append(text[at : at + cut])
+        at += cut
+    pieces.append(text[at:])
+    for n, piece in enumerate(pieces):
+        if content is not None:
+            content += piece
+            continue
+        more, content = finder.take(piece, n == len(pieces) - 1)
+        thinking += more
+    before, mark, after = text.partition(ENDED)
+    assert (thinking, content) == (before, after if mark else None)
 
 
 @pytest.mark.vllm
