@@ -142,6 +142,34 @@ def ask(
         _show(_console(), stream(client, body))
 
 
+@app.command(
+    epilog="Examples: `moray drain 3xk` · `moray drain 3xk --migrate` · `moray drain 3xk --undo`. "
+    "`moray status` shows the replicas."
+)
+def drain(
+    replica: Annotated[str, typer.Argument(help="The replica's id, or a beginning that no other has.")],
+    migrate: Annotated[bool, typer.Option("--migrate", help="Move its streams to other replicas at once.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it take requests again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if no other replica takes requests.")] = False,
+    wait: Annotated[bool, typer.Option(help="Return when nothing runs there any more.")] = True,
+    port: WhichPort = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Take a replica out of service: it gets no more requests, and those that it has end there, or move."""
+    from ops.drain import drain as ask_for
+    from ops.drain import follow
+    from ops.session import find
+
+    url, console = _url_of(find(port).url), _console()
+    which = ask_for(url, replica, api_key, migrate=migrate, undo=undo, force=force)
+    if undo:
+        console.print(f"{which} takes requests again", highlight=False)
+        return
+    console.print(f"{which} gets no more requests", highlight=False)
+    if wait:
+        follow(url, which, api_key, lambda left: console.print(f"{left} requests run there", highlight=False))
+
+
 @app.command(epilog="Examples: `moray down` · `moray down --port 8001`")
 def down(port: WhichPort = None) -> None:
     """Stop the running session and everything it started. Does nothing if none runs."""

@@ -85,10 +85,11 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 @pytest.fixture(scope="module")
 def two_replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """Two unsharded replicas, each with its engine core in a thread."""
+    """Two unsharded replicas. A hung one is found in 5 s."""
     session = start_session(
         tmp_path_factory.mktemp("two"),
-        *("--replicas", "2", "--expert-parallel", "1", "--set", "router.no_replica_wait_s=3"),
+        *("--replicas", "2", "--expert-parallel", "1"),
+        *("--set", "router.no_replica_wait_s=3", "--set", "replicas.hang_timeout_s=5"),
     )
     yield session
     stop_session(session)

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +71,7 @@ async def forty(url: str, disturb: Callable[[], None] | None = None, after_s: fl
 
 
 def replica_pids(session: Any) -> dict[str, int]:
-    """Replica id -> pid of the Serve replica's process (here the engine core is a thread in it)."""
+    """Replica id -> pid of its engine core's process."""
     return {replica["id"]: replica["engine"]["pid"] for replica in session.status()["replicas"]}
 
 
@@ -91,6 +93,34 @@ def test_killed_replica_loses_no_stream(two_replicas: Any, eventually: Callable[
     eventually(lambda: len(replica_pids(two_replicas)) == 2, 120, "the replica returns")
     assert victim not in replica_pids(two_replicas).values()
     assert asyncio.run(forty(two_replicas.url)) == undisturbed
+
+
+def test_hung_replica_loses_no_stream_and_is_replaced(two_replicas: Any, eventually: Callable[..., Any]) -> None:
+    undisturbed = asyncio.run(forty(two_replicas.url))
+    resumed = two_replicas.status()["gateway"]["resumed"]
+    victim = sorted(replica_pids(two_replicas).values())[0]
+    disturbed = asyncio.run(forty(two_replicas.url, lambda: os.kill(victim, signal.SIGSTOP), 1.0))
+    assert two_replicas.status()["gateway"]["resumed"] > resumed, "nothing was running on the replica that hung"
+    assert disturbed == undisturbed
+    eventually(
+        lambda: len(pids := replica_pids(two_replicas)) == 2 and victim not in pids.values(), 120, "it is replaced"
+    )
+
+
+def test_drained_replica_moves_its_streams(two_replicas: Any) -> None:
+    undisturbed = asyncio.run(forty(two_replicas.url))
+    victim = sorted(replica_pids(two_replicas))[0]
+    told: list[subprocess.CompletedProcess[str]] = []
+    drain = threading.Thread(target=lambda: told.append(two_replicas.moray("drain", victim, "--migrate")))
+    disturbed = asyncio.run(forty(two_replicas.url, drain.start, 0.5))
+    drain.join()
+    assert told[0].returncode == 0 and "0 requests run there" in told[0].stdout, told[0].stdout + told[0].stderr
+    assert two_replicas.status()["gateway"]["moved"] > 0, "it came too late to move anything"
+    assert disturbed == undisturbed
+    last = two_replicas.moray("drain", sorted(replica_pids(two_replicas))[1])
+    assert last.returncode == 1 and "the last replica" in last.stderr
+    assert two_replicas.moray("drain", victim, "--undo").returncode == 0
+    assert {replica["state"] for replica in two_replicas.status()["replicas"]} == {"ready"}
 
 
 def test_killed_router_is_not_noticed_by_streams(two_replicas: Any, eventually: Callable[..., Any]) -> None:

@@ -1,0 +1,93 @@
+"""`moray drain`: what it asks for, what it says of a refusal, and that it waits for the last stream."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from ops import drain as draining
+from ops.drain import DrainFailed, drain, follow
+
+
+class Gateway:
+    """Answers as a gateway does, with what it is given."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.answer: tuple[int, Any] = (200, {"replica": "r1"})
+        self.granted = [2, 2, 1, 0]
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                outer.asked.append((json.loads(body), self.headers.get("authorization")))
+                self._send(*outer.answer)
+
+            def do_GET(self) -> None:
+                self._send(200, {"replicas": [{"id": "r1", "granted": outer.granted.pop(0)}]})
+
+            def _send(self, status: int, body: Any) -> None:
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    made = Gateway()
+    serving = threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True)
+    serving.start()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    serving.join()
+
+
+def test_it_asks_for_what_it_was_told(gateway):
+    assert drain(gateway.url, "r", "key", migrate=True, undo=False, force=False) == "r1"
+    assert gateway.asked == [({"replica": "r", "migrate": True, "undo": False, "force": False}, "Bearer key")]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (409, {"error": {"message": "r1 is the last replica"}}, "r1 is the last replica"),
+        (403, {"error": {"message": "This API key is no operator's."}}, "no operator's: give an operator's key"),
+        (502, "no shape at all", "answered 502"),
+    ],
+)
+def test_a_refusal_is_told_in_its_own_words(gateway, status, body, said):
+    gateway.answer = (status, body)
+    with pytest.raises(DrainFailed, match=said):
+        drain(gateway.url, "r1", None, migrate=False, undo=False, force=False)
+
+
+def test_nobody_there():
+    with pytest.raises(DrainFailed, match="does not answer"):
+        drain("http://127.0.0.1:9", "r1", None, migrate=False, undo=False, force=False)
+
+
+def test_it_waits_until_nothing_runs_there(gateway, monkeypatch):
+    monkeypatch.setattr(draining, "LOOK_EVERY_S", 0.0)
+    told: list[int] = []
+    follow(gateway.url, "r1", None, told.append)
+    assert told == [2, 1, 0]
+
+
+def test_a_replica_that_is_gone_is_empty(gateway):
+    told: list[int] = []
+    follow(gateway.url, "another", None, told.append)
+    assert told == [0]
