@@ -5,14 +5,12 @@ both stand side by side, and rounds alternate between them, so that a noisy mach
 """
 
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from cluster.config import load
 from ops.bench.direct_engine import Result, Round
 from ops.bench.sse_load import Load, run_load
 from ops.errors import UserError
+from ops.own_session import own_session
 
 CONCURRENCIES = (1, 32, 128)
 
@@ -36,17 +35,17 @@ class BenchFailed(UserError):
 
 def measure(rounds: int, output_tokens: int, stream_interval: int, report: Callable[[str], None]) -> dict[str, Any]:
     """Runs the whole comparison; returns its figures (see `moray bench frontend --help`)."""
-    port = _free_port()
     overrides = {
         "experts.expert_parallel": "1",
-        "gateway.port": str(port),
         "gateway.stream_interval": str(stream_interval),
         "ray.dashboard": "false",
         "gateway.keys_file": "null",  # whatever the environment says: the load carries no key
     }
     settings = load(None, os.environ, overrides).settings
     report("starting the session and, beside it, the engine alone")
-    with _session(port, overrides) as url, _DirectEngine(msgspec.json.encode(engine_spec(settings)).decode()) as direct:
+    spec = msgspec.json.encode(engine_spec(settings)).decode()
+    with own_session(overrides) as session, _DirectEngine(spec) as direct:
+        url = session.url
         bodies = {c: _bodies(settings.model.served_name, max(16, 4 * c), output_tokens) for c in CONCURRENCIES}
         prompts = {c: _token_ids(url, bodies[c]) for c in CONCURRENCIES}
         cpu = _Cpu(url)
@@ -157,22 +156,6 @@ class _DirectEngine:
         self._log.close()
 
 
-@contextmanager
-def _session(port: int, overrides: dict[str, str]) -> Iterator[str]:
-    """A session of our own on `port`; yields its URL."""
-    moray = [sys.executable, "-m", "ops.cli"]
-    sets = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
-    with tempfile.TemporaryDirectory(prefix="moray-bench-") as state:
-        env = os.environ | {"MORAY_STATE_DIR": state}
-        up = subprocess.run([*moray, "up", "--detach", *sets], env=env, capture_output=True, text=True, check=False)
-        if up.returncode != 0:
-            raise BenchFailed(f"the session did not start:\n{up.stdout[-1000:]}{up.stderr[-2000:]}")
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            subprocess.run([*moray, "down"], env=env, capture_output=True, check=False)
-
-
 class _Cpu:
     """CPU seconds of each hop since it started, read from /proc."""
 
@@ -224,9 +207,3 @@ def _thread_seconds(pid: int, name: str) -> float:
             fields = stat[stat.rindex(")") + 2 :].split()
             total += (int(fields[11]) + int(fields[12])) / ticks
     return total
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,28 +1,20 @@
-"""A session of the soak's own: started, asked how it stands, looked at through /proc, ended."""
+"""The session under the soak: asked how it stands, looked at through /proc, ended."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import psutil
 
 from ops.errors import UserError
+from ops.own_session import OwnSession
 from ops.processes import Process, identify, is_alive, members
 from ops.soak.leaks import Levels
 
-_UP_LIMIT_S = 300
-_DOWN_LIMIT_S = 120
 _ANSWER_LIMIT_S = 15
 _CORE = "replicas.core_process"
 
@@ -31,13 +23,12 @@ class SoakFailed(UserError):
     """The soak could not be made, or could not go on."""
 
 
-class OwnSession:
-    """A running `moray up --detach` in a state directory that nobody else looks into."""
+class SoakedSession:
+    """The session under the soak, asked and looked at."""
 
-    def __init__(self, port: int, env: dict[str, str], id_: str) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self.id = id_
-        self._env = env
+    def __init__(self, session: OwnSession) -> None:
+        self._session = session
+        self.url, self.id = session.url, session.id
         self._client = httpx.AsyncClient(base_url=self.url, timeout=_ANSWER_LIMIT_S)
 
     async def status(self) -> dict[str, Any] | None:
@@ -59,28 +50,11 @@ class OwnSession:
     def down(self) -> set[Process]:
         """Ends the session; returns what outlived it."""
         known = self.processes()
-        _moray(self._env, "down", limit_s=_DOWN_LIMIT_S)
+        self._session.down()
         return {process for process in known | self.processes() if is_alive(process)}
 
 
-@contextmanager
-def own_session(settings: Mapping[str, str]) -> Iterator[OwnSession]:
-    """A session with these settings, on a free port. It is down when the context is left."""
-    port = _free_port()
-    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    with tempfile.TemporaryDirectory(prefix="moray-soak-") as state:
-        env = os.environ | {"MORAY_STATE_DIR": state}
-        try:
-            up = _moray(env, "up", "--detach", "--port", str(port), *sets, limit_s=_UP_LIMIT_S)
-            if up.returncode != 0:
-                raise SoakFailed(f"the session did not start:\n{up.stdout[-1000:]}{up.stderr[-2000:]}")
-            [record] = [json.loads(file.read_text()) for file in Path(state).glob("*.session.json")]
-            yield OwnSession(port, env, record["id"])
-        finally:
-            _moray(env, "down", limit_s=_DOWN_LIMIT_S)  # says that nothing runs, if nothing does
-
-
-def levels(session: OwnSession, status: Mapping[str, Any]) -> Levels:
+def levels(session: SoakedSession, status: Mapping[str, Any]) -> Levels:
     """What its processes hold now."""
     gateway = int(status["gateway"]["pid"])
     by_role = [("gateway", gateway), ("router", int(status["router"]["pid"]))]
@@ -115,14 +89,3 @@ def _kind(pid: int) -> str:
         return title.split(".")[0].strip() if title.startswith("ray::") else process.name()
     except psutil.Error:
         return ""
-
-
-def _moray(env: dict[str, str], *arguments: str, limit_s: float) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ops.cli", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit_s, check=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

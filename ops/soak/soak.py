@@ -9,13 +9,14 @@ from typing import Any
 
 import uvloop
 
+from ops.own_session import own_session
 from ops.soak.answers import Broken
 from ops.soak.catalogue import catalogue
 from ops.soak.chaos import schedule
 from ops.soak.client import Client
 from ops.soak.leaks import Levels, is_quiet, leaked_handles, leaked_kv, leaked_processes, leaked_tickets
 from ops.soak.load import Load, undisturbed
-from ops.soak.session import OwnSession, SoakFailed, levels, own_session
+from ops.soak.session import SoakedSession, SoakFailed, levels
 from ops.soak.strikes import Chaos, NotMended
 
 MODEL = "tiny-r1"
@@ -42,7 +43,8 @@ Report = Callable[[str], None]
 def measure(minutes: float, seed: int, replicas: int, concurrency: int, report: Report) -> dict[str, Any]:
     """The whole soak; returns its figures (see `moray soak --help`). Raises SoakFailed if there is nothing to tell."""
     report(f"starting a session with {replicas} replicas")
-    with own_session(SETTINGS | {"replicas.count": str(replicas)}) as session:
+    with own_session(SETTINGS | {"replicas.count": str(replicas)}) as own:
+        session = SoakedSession(own)
         figures: dict[str, Any] = uvloop.run(_soak(session, minutes, seed, replicas, concurrency, report))
         report("stopping the session")
         figures["leaked"]["processes"] += len(session.down())
@@ -59,7 +61,7 @@ def failures(figures: Mapping[str, Any]) -> list[str]:
 
 
 async def _soak(
-    session: OwnSession, minutes: float, seed: int, replicas: int, concurrency: int, report: Report
+    session: SoakedSession, minutes: float, seed: int, replicas: int, concurrency: int, report: Report
 ) -> dict[str, Any]:
     asks = catalogue(MODEL)
     report(f"asking {len(asks)} requests undisturbed, three times")
@@ -131,7 +133,7 @@ async def _disturbed(load: Load, chaos: Chaos, seconds: float, concurrency: int,
     return not_mended
 
 
-async def _at_rest(session: OwnSession, before: Levels | None) -> tuple[Levels, dict[str, Any]]:
+async def _at_rest(session: SoakedSession, before: Levels | None) -> tuple[Levels, dict[str, Any]]:
     """Waits until nothing runs, levels are steady and none is above that before; for as long as the limits allow."""
     began = steady_since = time.monotonic()
     last: Levels | None = None

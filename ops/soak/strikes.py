@@ -11,7 +11,7 @@ from typing import Any
 
 from ops.processes import Process, identify, is_alive, send
 from ops.soak.chaos import Disturbance, Kind, may_strike
-from ops.soak.session import OwnSession, SoakFailed, serve_replica_of
+from ops.soak.session import SoakedSession, SoakFailed, serve_replica_of
 
 MEND_LIMIT_S = 120.0  # from a blow until the cluster is whole again; a replica's start alone takes 20-40 s on two CPUs
 _LOOK_S = 0.2
@@ -25,7 +25,7 @@ class Chaos:
     """`struck` counts what was done. Raises NotMended out of `run`."""
 
     def __init__(
-        self, session: OwnSession, replicas: int, schedule: Iterator[Disturbance], report: Callable[[str], None]
+        self, session: SoakedSession, replicas: int, schedule: Iterator[Disturbance], report: Callable[[str], None]
     ) -> None:
         self.struck: Counter[Kind] = Counter()
         self._session = session

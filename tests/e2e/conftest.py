@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import httpx
 import pytest
 
 from ops import processes
+from ops.own_session import free_port
 
 START_LIMIT_S = 240
 
@@ -49,16 +49,10 @@ def _moray(env: dict[str, str], *arguments: str, timeout: float = 120) -> subpro
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def start_session(state: Path, *arguments: str) -> Session:
-    port = _free_port()
+    port = free_port()
     env = os.environ | {"MORAY_STATE_DIR": str(state)}
-    page_origin = f"http://127.0.0.1:{_free_port()}"
+    page_origin = f"http://127.0.0.1:{free_port()}"
     options = ["--detach", "--port", str(port), "--set", "ray.dashboard=false", *arguments]
     options += ["--set", f'gateway.allowed_origins=["{page_origin}"]']
     up = _moray(env, "up", *options, timeout=START_LIMIT_S)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -110,13 +109,14 @@ def test_hung_replica_loses_no_stream_and_is_replaced(two_replicas: Any, eventua
 def test_drained_replica_moves_its_streams(two_replicas: Any) -> None:
     undisturbed = asyncio.run(forty(two_replicas.url))
     victim = sorted(replica_pids(two_replicas))[0]
-    told: list[subprocess.CompletedProcess[str]] = []
-    drain = threading.Thread(target=lambda: told.append(two_replicas.moray("drain", victim, "--migrate")))
-    disturbed = asyncio.run(forty(two_replicas.url, drain.start, 0.5))
+    ask = {"json": {"replica": victim, "migrate": True}, "timeout": 60}  # the command takes a second to start
+    drain = threading.Thread(target=lambda: httpx.post(f"{two_replicas.url}/moray/drain", **ask))
+    disturbed = asyncio.run(forty(two_replicas.url, drain.start, 1.0))
     drain.join()
-    assert told[0].returncode == 0 and "0 requests run there" in told[0].stdout, told[0].stdout + told[0].stderr
     assert two_replicas.status()["gateway"]["moved"] > 0, "it came too late to move anything"
     assert disturbed == undisturbed
+    again = two_replicas.moray("drain", victim)
+    assert again.returncode == 0 and "0 requests run there" in again.stdout, again.stdout + again.stderr
     last = two_replicas.moray("drain", sorted(replica_pids(two_replicas))[1])
     assert last.returncode == 1 and "the last replica" in last.stderr
     assert two_replicas.moray("drain", victim, "--undo").returncode == 0

@@ -6,7 +6,6 @@ stopped by SIGSTOP: they stay loaded and cost no CPU, which a second Ray beside 
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import psutil
 from cluster.app import serve_environment
 from cluster.config import Settings
 from ops.errors import UserError
+from ops.own_session import free_port
 from ops.processes import MARKER, Process, identify, members, send, sweep
 from replicas.engine_host import core_environment
 from replicas.engine_spec import EngineSpec
@@ -207,9 +207,3 @@ def ray_serve_llm(settings: Settings, spec: EngineSpec, directory: Path, package
     argv = [sys.executable, "-m", "ops.bench.peers.ray_serve_llm", str(port), str(ENGINES), args]
     log = directory / "ray_serve_llm.log"
     return Side("ray_serve_llm", log, port, [Command(argv, env)], lambda url: "ready" in log.read_text().splitlines())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
