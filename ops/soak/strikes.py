@@ -99,7 +99,7 @@ class Chaos:
         if kind is Kind.DRAIN:
             if await self._session.drain(victim["id"]):
                 self._count(kind, what)
-                self._mend(self._undo(victim["id"], disturbance.hold_s), victim["id"])
+                self._mend(self._undo(victim["id"], core, disturbance.hold_s), victim["id"])
         elif kind is Kind.KILL_REPLICA:
             if replica := serve_replica_of(core):
                 self._count(kind, what)
@@ -144,11 +144,12 @@ class Chaos:
         status = await self._session.status()
         return status is not None and all(r["id"] != replica_id for r in status["replicas"])
 
-    async def _undo(self, replica_id: str, hold_s: float) -> None:
+    async def _undo(self, replica_id: str, core: Process, hold_s: float) -> None:
         await asyncio.sleep(hold_s)
 
-        async def is_undone() -> bool:  # if it was lost meanwhile, there is nothing to undo
-            return await self._session.drain(replica_id, undo=True) or await self._is_out(replica_id)
+        async def is_undone() -> bool:
+            # A router that has just started does not know it yet; only one that is dead needs nothing undone.
+            return await self._session.drain(replica_id, undo=True) or await _is_dead(core)
 
         await _until(is_undone, f"replica {replica_id} takes requests again")
 
