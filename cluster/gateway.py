@@ -65,6 +65,7 @@ def _prepare_environment(spec: EngineSpec) -> None:
 async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     """vLLM's OpenAI app (vllm/entrypoints/launchers/app.py) over an AsyncLLM whose engine core is the cluster."""
     keys = KeyFile(Path(spec.keys_file)) if spec.keys_file else None  # first: it fails in no time
+    import anyio._backends._asyncio  # noqa: F401  # else the first stream would, and stand still for it
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app as vllm_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args

@@ -110,7 +110,6 @@ tenant: x
         (f"tenants: [{{name: a, keys: {hash_of('x')}}}]", "keys.yaml:1: keys: input should be a valid list"),
         ("tenants: [{name: a, keys: [[]]}]", "keys.yaml:1: keys: input should be a valid string"),
         ("? [a]\n: 1\n", "keys.yaml:1 is not valid YAML"),
-        ("x: 2020-99-99", "keys.yaml is not valid YAML: month must be"),
         ("\x00", "keys.yaml is not valid YAML"),
         ("x: &a {b: *a}", "keys.yaml:1: tenants: field required"),
     ],

@@ -41,12 +41,13 @@ def test_openai_client_gets_thinking_and_answer(sharded: Any) -> None:
 
 def test_openai_client_streams_the_same(sharded: Any) -> None:
     client = openai.OpenAI(base_url=f"{sharded.url}/v1", api_key="none")
-    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
+    # Long enough that a busy machine's pauses, in which tokens share an event, do not hide that it is streamed.
+    ask: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 300}
+    ask["extra_body"] = {"ignore_eos": True}
+    whole = client.chat.completions.create(**ask)
     thinking = answer = ""
     chunks, usage = 0, None
-    stream = client.chat.completions.create(
-        model=MODEL, messages=QUESTION, temperature=0, stream=True, stream_options={"include_usage": True}
-    )
+    stream = client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
     for chunk in stream:
         usage = chunk.usage or usage
         for choice in chunk.choices:
