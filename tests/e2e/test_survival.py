@@ -142,6 +142,8 @@ def test_no_replica_left_is_503_with_retry_after_within_the_bound(
 ) -> None:
     for pid in replica_pids(two_replicas).values():
         os.kill(pid, signal.SIGKILL)
+    # Until both are known to be gone: what is sent to one dying and then to the other has seen two replicas die.
+    eventually(lambda: not replica_pids(two_replicas), 10, "both are known to be gone")
     for streamed in (False, True):
         began = time.monotonic()
         reply = httpx.post(f"{two_replicas.url}/v1/chat/completions", json=body(1, stream=streamed), timeout=60)
