@@ -44,7 +44,7 @@ class CorkedTransport:
 
     def flush(self) -> None:
         parts, self._parts = self._parts, []
-        if parts:
+        if parts and not self._transport.is_closing():  # gone since; uvloop's write would raise, and hold up the others
             self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def close(self) -> None:

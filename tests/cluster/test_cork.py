@@ -21,6 +21,9 @@ class Wire:
     def close(self) -> None:
         self.closed = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     def get_write_buffer_size(self) -> int:
         return 7
 
@@ -47,6 +50,16 @@ async def test_a_close_sends_what_was_written_before_it():
     assert (wire.written, wire.closed) == ([b"last words"], True)
     await asyncio.sleep(0)
     assert wire.written == [b"last words"]
+
+
+async def test_a_connection_that_was_lost_meanwhile_holds_up_nobody():
+    corks, wires = Corks(), [Wire(), Wire()]
+    gone, other = (CorkedTransport(wire, corks) for wire in wires)
+    gone.write(b"a")
+    other.write(b"x")
+    wires[0].closed = True
+    await asyncio.sleep(0)
+    assert [wire.written for wire in wires] == [[], [b"x"]]
 
 
 def test_all_else_is_the_transports_own():
