@@ -50,7 +50,7 @@ class SoakedSession:
     def down(self) -> set[Process]:
         """Ends the session; returns what outlived it."""
         known = self.processes()
-        self._session.down()
+        self._session.moray("down")
         return {process for process in known | self.processes() if is_alive(process)}
 
 

@@ -75,16 +75,22 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def moray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.Popen[str]]:
-    """Start `moray …` with the fake application behind it."""
+def fake_app(tmp_path: Path) -> dict[str, str]:
+    """Environment of a `moray` with the fake application behind it."""
     fake = tmp_path / "fake"
     fake.mkdir()
     (fake / "sitecustomize.py").write_text(FAKE_APP)
+    return {"PYTHONPATH": str(fake), "FAKE_DIRECTORY": str(fake)}
+
+
+@pytest.fixture
+def moray(fake_app: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """Start `moray …` with the fake application behind it."""
 
     def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "ops.cli", *arguments],
-            env=os.environ | {"PYTHONPATH": str(fake), "FAKE_DIRECTORY": str(fake)} | environment,
+            env=os.environ | fake_app | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
