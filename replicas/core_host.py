@@ -1,7 +1,8 @@
 """Runs one engine core and speaks with its gateways: the same code in a thread of the replica or in its own process.
 
-Two threads. The *engine thread* (the caller's own) owns the core: it takes commands, steps, encodes. The *I/O thread*
-runs an event loop with the gateways' connections. They meet in two queues; the core itself is never shared.
+Two threads. The *engine thread* (the caller's own) owns the core: it takes commands, steps, encodes and sends. The
+*I/O thread* runs an event loop that accepts the gateways' connections and queues what they say. The core is never
+shared.
 
 The replica is at the other end of a `multiprocessing.Pipe`, whichever thread or process it is in: `Ready`, `Load` and
 `Failed` go up, `Stop` comes down. A pipe that closes means that the replica is gone, and the core goes with it.
@@ -28,7 +29,7 @@ from experts.linux import name_thread
 from experts.placement import ShardPlacement
 from replicas.core import CoreLoad, EngineCore, RequestRejected
 from replicas.messages import Capacity
-from replicas.wire import Buffer, Connection, Kind
+from replicas.wire import Buffer, Connection, Kind, ThreadedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -127,9 +128,9 @@ class _CoreHost:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._loop = uvloop.new_event_loop()
         self._io: threading.Thread | None = None
+        self._connections: dict[int, Connection] = {}  # the I/O thread's; the engine thread looks up what it sends to
         # I/O thread only:
         self._closing = asyncio.Event()
-        self._connections: dict[int, Connection] = {}
         self._clients: dict[Connection, int] = {}
         self._next_client = 0
         # Engine thread only:
@@ -149,7 +150,8 @@ class _CoreHost:
             if outputs:
                 for output in outputs:
                     self._open.get(output.client, set()).difference_update(output.finished)
-                self._loop.call_soon_threadsafe(self._send_frames, outputs)
+                for client, frame, _ in outputs:
+                    self._send(client, Kind.FRAME, frame)
             self._say_alive({output.client for output in outputs})
 
     def _take_commands(self) -> bool:
@@ -176,7 +178,7 @@ class _CoreHost:
                 request_id = self._core.add(command.client, command.request, command.delivered)
             except RequestRejected as error:
                 reply = msgspec.msgpack.encode((error.request_id, str(error)))
-                self._loop.call_soon_threadsafe(self._send, command.client, Kind.REJECTED, [reply])
+                self._send(command.client, Kind.REJECTED, [reply])
             else:
                 self._open.setdefault(command.client, set()).add(request_id)
         elif isinstance(command, _Abort):
@@ -185,7 +187,7 @@ class _CoreHost:
                 requests.difference_update(command.request_ids)
             if command.tell is not None:
                 ids = msgspec.msgpack.encode(command.request_ids)
-                self._loop.call_soon_threadsafe(self._send, command.tell, Kind.GIVEN_BACK, [ids])
+                self._send(command.tell, Kind.GIVEN_BACK, [ids])
         elif requests := self._open.pop(command.client, set()):
             self._core.abort(sorted(requests))
 
@@ -204,7 +206,11 @@ class _CoreHost:
             self._last_alive = now
             for client, requests in self._open.items():
                 if requests and client not in heard:
-                    self._loop.call_soon_threadsafe(self._send, client, Kind.ALIVE, [])
+                    self._send(client, Kind.ALIVE, [])
+
+    def _send(self, client: int, kind: Kind, buffers: Sequence[Buffer]) -> None:
+        if connection := self._connections.get(client):
+            connection.send(kind, buffers)
 
     # -- I/O thread ---------------------------------------------------------------------------------------------------
 
@@ -244,7 +250,7 @@ class _CoreHost:
             connection.close()
 
     def _accept(self, token: str) -> Connection:
-        connection = Connection(self._on_message, self._on_lost, expect_token=token)
+        connection = ThreadedConnection(self._on_message, self._on_lost, expect_token=token)
         self._clients[connection], self._connections[self._next_client] = self._next_client, connection
         self._next_client += 1
         return connection
@@ -263,14 +269,6 @@ class _CoreHost:
         client = self._clients.pop(connection)
         del self._connections[client]
         self._commands.put(_Gone(client))
-
-    def _send_frames(self, outputs: Sequence[tuple[int, Sequence[Buffer], Sequence[str]]]) -> None:
-        for client, frame, _ in outputs:
-            self._send(client, Kind.FRAME, frame)
-
-    def _send(self, client: int, kind: Kind, buffers: Sequence[Buffer]) -> None:
-        if connection := self._connections.get(client):
-            connection.send(kind, buffers)
 
     # -- the replica --------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,10 @@ are three) in a buffer of its own, so that one step of a large batch fills hundr
 import asyncio
 import enum
 import hmac
+import os
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias, cast
 
@@ -96,7 +98,7 @@ class Parser:
 
 
 class Connection(asyncio.Protocol):
-    """One end of a gateway-replica connection; both ends use it.
+    """One end of a connection; all on its event loop.
 
     `on_message(connection, kind, buffers)` runs on the event loop for each message, `on_lost(connection)` once.
     """
@@ -161,6 +163,77 @@ class Connection(asyncio.Protocol):
         self._closed = True
         if self._transport is not None:
             self._transport.abort()
+
+
+class ThreadedConnection(Connection):
+    """A connection that another thread may send on: what the kernel takes at once never comes by the event loop.
+
+    A loop in a second thread would have to be woken for each frame, and then to wait for the GIL: with the embedded
+    model a token left its core 0.7 ms later.
+    """
+
+    def __init__(
+        self,
+        on_message: "Callable[[Connection, Kind, list[bytes]], None]",
+        on_lost: "Callable[[Connection], None]",
+        expect_token: str | None = None,
+    ) -> None:
+        super().__init__(on_message, on_lost, expect_token)
+        self._lock = threading.Lock()
+        self._fd = -1  # the socket; -1: it is closed, or not open yet
+        self._handed_over = 0  # messages on their way to the loop
+        self._unsent = False  # the loop has some, or is about to: what is new must not overtake them
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._loop = asyncio.get_running_loop()
+        self._fd = os.dup(transport.get_extra_info("socket").fileno())  # ours, whatever the transport does with its own
+        cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        with self._lock:
+            os.close(self._fd)
+            self._fd = -1
+        super().connection_lost(exc)
+
+    def send(self, kind: Kind, buffers: Sequence[Buffer]) -> None:
+        parts = pack(kind, buffers)
+        with self._lock:
+            if self._fd < 0:
+                return
+            if not self._unsent:
+                data = b"".join(parts)
+                sent = _sent_at_once(self._fd, data)
+                if sent == len(data):
+                    return
+                self._unsent, parts = True, [memoryview(data)[sent:]]
+            self._handed_over += 1
+        self._loop.call_soon_threadsafe(self._send_by_loop, parts)
+
+    def _send_by_loop(self, parts: Sequence[Buffer]) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(parts)
+            if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+                self._transport.abort()
+        with self._lock:
+            self._handed_over -= 1
+        self.resume_writing()
+
+    def resume_writing(self) -> None:
+        """The transport calls it when all has left."""
+        with self._lock:
+            if self._handed_over == 0 and self._transport is not None:
+                self._unsent = self._transport.get_write_buffer_size() > 0
+
+
+def _sent_at_once(fd: int, data: bytes) -> int:
+    """Bytes that the kernel took."""
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
+    except OSError:  # the connection is gone; the loop will tell
+        return len(data)
 
 
 def _notice_silence(peer: socket.socket) -> None:
