@@ -62,9 +62,10 @@ class Edge:
         verdict = context.verdict
         body = _LimitedBody(receive, self._max_body_bytes, verdict)
         head = _HeldHead(send, verdict, self._retry_after_s)
-        length = headers.get("content-length")
-        if verdict.ending is None and length.isdigit() and int(length) > self._max_body_bytes:
-            body.refuse()
+        if (length := headers.get("content-length")).isdigit():
+            context.body_bytes = int(length)
+            if verdict.ending is None and context.body_bytes > self._max_body_bytes:
+                body.refuse()
         if verdict.ending is not None:
             await head.replace()
             return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from ray import serve
 
+from cluster import short_prompts
 from cluster.cork import cork_http
 from cluster.draining import DrainRefused, DrainRequest
 from cluster.edge import Edge
@@ -111,6 +112,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     _add_own_routes(app, spec, router, core)
     _adapt(app, spec)
     _spare_tokens(app)
+    short_prompts.run_inline(llm.renderer._executor)
     enable_envs_cache()  # else vLLM reads and parses its environment anew for each request
     gc.set_threshold(50_000, 20, 100)  # what lives long is frozen (vLLM's lifespan); tokens' garbage has no cycles
     return Edge(

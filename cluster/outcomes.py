@@ -57,7 +57,7 @@ class Verdict:
 class RequestContext:
     """One HTTP request, as the edge and ClusterCore share it; vLLM's front end lies between the two."""
 
-    __slots__ = ("_due", "_priority_ceiling", "_tickets", "tenant", "verdict")
+    __slots__ = ("_due", "_priority_ceiling", "_tickets", "body_bytes", "tenant", "verdict")
 
     def __init__(
         self,
@@ -68,6 +68,7 @@ class RequestContext:
         """`ttft_s`: seconds from now in which the first token is wanted; None: whenever it comes."""
         self.tenant = tenant or Tenant()
         self.verdict = Verdict()
+        self.body_bytes: int | None = None  # as its head announced it, if it did
         self._due = None if ttft_s is None else time.monotonic() + ttft_s
         self._priority_ceiling = priority_ceiling  # None: any may be asked for
         self._tickets = 0
