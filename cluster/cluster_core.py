@@ -33,6 +33,7 @@ logger = logging.getLogger("ray.serve")
 
 CONNECT_TIMEOUT_S = 5.0
 RETRY_ROUTER_S = 0.1
+STARTED_S = 0.002  # the router hears of a first token once that is on its way to the client
 
 
 class ClusterCore(EngineCoreClient):  # type: ignore[misc]
@@ -326,7 +327,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
                 continue  # aborted, or running elsewhere by now
             if output.new_token_ids and len(live.delivered) == live.delivered_before:
                 self._started.append(output.request_id)
-                self._news.set()
+                asyncio.get_running_loop().call_later(STARTED_S, self._news.set)
             live.delivered.extend(output.new_token_ids)
             if live.lost_at:
                 self.resumes.longest_gap_s = max(self.resumes.longest_gap_s, time.monotonic() - live.lost_at)

@@ -26,6 +26,7 @@ from replicas.router_handle import find_router
 logger = logging.getLogger("ray.serve")
 
 HEARTBEAT_S = 1.0  # an unchanged load is reported this often: silence means that the replica is gone
+SETTLE_S = 0.02  # a change is told this much later: a call through Ray would take CPU from the first step of what came
 KEPT_EVENTS = 100_000  # of KV blocks, while the router is away: older ones are as good as forgotten
 
 
@@ -96,6 +97,7 @@ class Replica:
                     await router.join.remote(self._info)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
+                    await asyncio.sleep(SETTLE_S)
                 self._changed.clear()
                 # Half the time, so that it is out of the router's sight before gateways give up their streams on it:
                 # to join again while it hangs would hang them twice.
