@@ -27,6 +27,7 @@ from replicas.messages import Denial, Grant, LoadReport, Released, ReplicaInfo, 
 LOOK_AT = 8  # replicas that are tried for a ticket whose KV does not fit the first
 PARK_TOKENS = 256  # cached prompt tokens that are worth waiting for
 PARK_S = 0.2  # and for how long, where no deadline says
+PARK_SHARE = 0.5  # of the time that is left to start elsewhere, where one does: that may have its queue too
 BETTER_CLASS_S = 60.0  # a better priority class keeps its reserve for so long after its last request
 
 
@@ -251,7 +252,7 @@ class ContinuousBatcher:
         patience = PARK_S
         if ticket.ttft_s is not None:
             fresh_s = room.first_token_s(ticket.prompt_tokens - here)
-            patience = min(PARK_S, waiting.since + ticket.ttft_s - fresh_s - now)
+            patience = PARK_SHARE * (waiting.since + ticket.ttft_s - fresh_s - now)
         if patience <= 0.0:
             return None
         pool.queue.park(waiting, now + patience)
