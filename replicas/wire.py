@@ -199,7 +199,7 @@ class ThreadedConnection(Connection):
     def send(self, kind: Kind, buffers: Sequence[Buffer]) -> None:
         parts = pack(kind, buffers)
         with self._lock:
-            if self._fd < 0:
+            if self._fd < 0 or self._closed:
                 return
             if not self._unsent:
                 data = b"".join(parts)

@@ -3,16 +3,19 @@
 import asyncio
 import socket
 import struct
+import time
 from array import array
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_core import until
 
 from replicas import wire
-from replicas.wire import Connection, Kind, Parser, WireError, pack
+from replicas.wire import Connection, Kind, Parser, ThreadedConnection, WireError, pack
 
 MESSAGES = st.lists(st.tuples(st.sampled_from(Kind), st.lists(st.binary(max_size=40), max_size=5)), max_size=6)
 
@@ -74,7 +77,8 @@ def test_what_no_peer_sends_is_an_error_after_what_was_right(broken):
 class Replica:
     """The replica's side: a server that notes what is handed on."""
 
-    def __init__(self) -> None:
+    def __init__(self, connect: type[Connection]) -> None:
+        self._connect = connect
         self.connections: list[Connection] = []
         self.got: list[tuple[Kind, list[bytes]]] = []
         self.lost = 0
@@ -82,7 +86,7 @@ class Replica:
         self.close_at: bytes | None = None
 
     def accept(self) -> Connection:
-        self.connections.append(Connection(self.on_message, self.on_lost, expect_token="secret"))
+        self.connections.append(self._connect(self.on_message, self.on_lost, expect_token="secret"))
         return self.connections[-1]
 
     def on_message(self, connection: Connection, kind: Kind, buffers: list[bytes]) -> None:
@@ -95,9 +99,9 @@ class Replica:
         self.lost += 1
 
 
-@pytest.fixture
-async def replica() -> AsyncIterator[Replica]:
-    replica = Replica()
+@pytest.fixture(params=[Connection, ThreadedConnection])
+async def replica(request: pytest.FixtureRequest) -> AsyncIterator[Replica]:
+    replica = Replica(request.param)
     server = await asyncio.get_running_loop().create_server(replica.accept, "127.0.0.1", 0)
     replica.port = server.sockets[0].getsockname()[1]
     yield replica
@@ -201,7 +205,7 @@ async def test_sending_on_a_lost_connection_does_nothing(replica):
     connection.send(Kind.FRAME, [b"closed"])
     connection.close()
     assert replica.lost == 1
-    Connection(replica.on_message, replica.on_lost).send(Kind.FRAME, [b"never connected"])
+    type(connection)(replica.on_message, replica.on_lost).send(Kind.FRAME, [b"never connected"])
     writer.close()
 
 
@@ -224,3 +228,42 @@ async def test_a_host_that_vanishes_is_noticed(replica):
     assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert [peer.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [4, 2, 3, 10_000]
     writer.close()
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_another_thread_sends_in_order_however_slowly_the_peer_reads(loop):
+    """The kernel's buffers fill, the event loop takes over, they drain, and fill again."""
+    got: list[bytes] = []
+    sizes = [1, 70_000, 5, 3_000_000, 12, 400_000, 1]
+
+    async def main() -> None:
+        replica = Replica(ThreadedConnection)
+        server = await asyncio.get_running_loop().create_server(replica.accept, "127.0.0.1", 0)
+        replica.port = server.sockets[0].getsockname()[1]
+        reader, writer = await dial(replica, HELLO, ADD)
+        await until(lambda: replica.got)
+        (connection,) = replica.connections
+        frames = [bytes([n % 251]) * sizes[n % len(sizes)] for n in range(60)]
+
+        def send() -> None:
+            for n, frame in enumerate(frames):
+                connection.send(Kind.FRAME, [frame])
+                if n % 20 == 19:
+                    time.sleep(0.05)  # the peer catches up
+
+        sending = asyncio.get_running_loop().run_in_executor(None, send)
+        parser = Parser()
+        while len(got) < len(frames):
+            for _, [frame] in parser.feed(await asyncio.wait_for(reader.read(1 << 16), 10)):
+                got.append(frame)
+        await sending
+        assert got == frames
+        connection.send(Kind.FRAME, [b"at once again"])
+        assert await asyncio.wait_for(reader.read(1 << 16), 10) == packed(Kind.FRAME, b"at once again")
+        descriptors = psutil.Process().num_fds()
+        writer.close()
+        await until(lambda: psutil.Process().num_fds() == descriptors - 3)  # the client's, the transport's and our own
+        server.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
