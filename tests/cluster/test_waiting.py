@@ -47,17 +47,21 @@ class Order(RuleBasedStateMachine):
             priority=priority,
         )
         had = self.counters.had(tenant)
-        offered = [w for w in self._fresh() if w.ticket.priority == priority and w.parked_until <= self.now]
-        present = {w.ticket.tenant.name for w in offered}
+        of_class = [w for w in self._fresh() if w.ticket.priority == priority]
+        present = {w.ticket.tenant.name for w in of_class if not w.parked_until}
+        parked = {w.ticket.tenant.name for w in of_class if w.parked_until}  # still, or they have been
         waiting = Waiting("g", made, self.now, prefill)
         if not made.resumed:
             waiting.latest_start = self.now + patience
         self.queue.add(waiting)
         self.waiting.append(waiting)
+        now_had = self.counters.had(tenant)
         if made.resumed or tenant in present:
-            assert self.counters.had(tenant) == had
+            assert now_had == had
+        elif tenant in parked:  # it may count as away: then it is the next one all the same
+            assert had <= now_had <= max([had, *map(self.counters.had, present | parked)])
         elif present:  # it was away: it has saved nothing up
-            assert self.counters.had(tenant) >= min(map(self.counters.had, present))
+            assert now_had >= min(map(self.counters.had, present | parked))
 
     def _fresh(self) -> list[Waiting]:
         return [w for w in self.waiting if not w.ticket.resumed]
