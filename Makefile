@@ -28,8 +28,8 @@ test: setup ## run every test, real engines and the whole stack included
 soak: setup ## kill and stop processes under load for three minutes: SOAK="--minutes 30" for the long one
 	$(BIN)/moray soak --minutes 3 $(SOAK)
 
-test-unit: setup ## run the tests that start neither an engine nor Ray
-	$(BIN)/pytest -m "not vllm and not e2e" $(PYTEST)
+test-unit: setup ## run the tests that start neither an engine nor Ray, on all CPUs
+	$(BIN)/pytest -n auto -m "not vllm and not e2e" $(PYTEST)
 
 lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
