@@ -70,7 +70,14 @@ def test_sweep_stops_known_members_that_no_sign_leads_to():
 
 
 def test_sweep_leaves_its_caller_alone():
-    assert sweep("self", leader=identify(os.getpid()), grace_s=0.1, kill_s=0.1) == set()
+    # In a process of its own: what this one has started, other tests' sessions too, is not to be swept.
+    code = """
+import os
+from ops.processes import identify, sweep
+assert sweep("self", leader=identify(os.getpid()), grace_s=0.1, kill_s=0.1) == set()
+print("here")
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "here\n"
 
 
 def test_a_number_in_use_again_is_another_process():
