@@ -172,20 +172,13 @@ class ThreadedConnection(Connection):
     model a token left its core 0.7 ms later.
     """
 
-    def __init__(
-        self,
-        on_message: "Callable[[Connection, Kind, list[bytes]], None]",
-        on_lost: "Callable[[Connection], None]",
-        expect_token: str | None = None,
-    ) -> None:
-        super().__init__(on_message, on_lost, expect_token)
-        self._lock = threading.Lock()
-        self._fd = -1  # the socket; -1: it is closed, or not open yet
-        self._handed_over = 0  # messages on their way to the loop
-        self._unsent = False  # the loop has some, or is about to: what is new must not overtake them
+    _fd = -1  # the socket; -1: it is closed, or not open yet
+    _handed_over = 0  # messages on their way to the loop
+    _unsent = False  # the loop has some, or is about to: what is new must not overtake them
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._lock = threading.Lock()  # of these three
         self._loop = asyncio.get_running_loop()
         self._fd = os.dup(transport.get_extra_info("socket").fileno())  # ours, whatever the transport does with its own
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=0)
@@ -197,6 +190,8 @@ class ThreadedConnection(Connection):
         super().connection_lost(exc)
 
     def send(self, kind: Kind, buffers: Sequence[Buffer]) -> None:
+        if self._fd < 0:
+            return
         parts = pack(kind, buffers)
         with self._lock:
             if self._fd < 0 or self._closed:
