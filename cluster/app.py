@@ -69,6 +69,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         start_timeout_s=settings.replicas.start_timeout_s,
         drain_s=settings.replicas.drain_s,
         hang_timeout_s=settings.replicas.hang_timeout_s,
+        own_cpu=max(os.sched_getaffinity(0)) if engine.own_cpu else None,  # the last: interrupts favour the first
     )
 
 
@@ -165,6 +166,7 @@ class Serving:
 
     url: str
     dashboard_url: str | None
+    engine_cpu: int | None  # which nothing else shall run on
     _own_ray: bool
 
     def shutdown(self) -> None:
@@ -210,7 +212,8 @@ def run(settings: Settings, report: Report) -> Serving:
         ray.shutdown()
         raise
     host = "127.0.0.1" if settings.gateway.host in ("0.0.0.0", "::") else settings.gateway.host
-    return Serving(f"http://{host}:{settings.gateway.port}", dashboard, own_ray)
+    url = f"http://{host}:{settings.gateway.port}"
+    return Serving(url, dashboard, engine_spec(settings).own_cpu, own_ray)
 
 
 def _init_ray(settings: Settings) -> Any:

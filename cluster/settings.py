@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.policies import CONTINUOUS, POLICIES
 
 EMBEDDED_NAME = "tiny-r1"
+# With so many CPUs or fewer, gateway, proxy, router and client want the CPU that the engine is on.
+FEW_CPUS = 4
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,12 @@ class Engine(_Group):
         None,
         description="Run without compilation and CUDA graphs. null: true on a CPU (compiling costs more than it gains "
         "for models that a CPU can serve), false on CUDA.",
+    )
+    own_cpu: bool | None = Field(
+        None,
+        description="Give the engine a CPU on which nothing else of the local session runs; for one replica with one "
+        "shard, on a CPU. null: true if this machine has 2 to 4 CPUs: with more there is an idle one for whatever "
+        "wakes. Sessions that share a machine would choose the same CPU: false.",
     )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV blocks of prompts with the same beginning.")
     extra: Mapping[str, Any] = Field(
@@ -359,6 +367,13 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
         2 if embedded and units >= 2 * settings.replicas.count else 1,
         f"{units} {unit} here" if embedded else which,
     )
+    own_cpu = filled(
+        "engine.own_cpu",
+        engine.own_cpu,
+        None,
+        on_cpu and 2 <= machine.cpus <= FEW_CPUS and _has_one_engine_here(settings, shards),
+        f"{machine.cpus} CPUs here, {settings.replicas.count} replicas of {shards} shards",
+    )
     small = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "kv_cache_mib": 64} if embedded else {}
     parser = filled("model.reasoning_parser", model.reasoning_parser, None, "deepseek_r1" if embedded else None, which)
     resolved = settings.model_copy(
@@ -375,6 +390,7 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
             "engine": engine.model_copy(
                 update={
                     "device": device,
+                    "own_cpu": own_cpu,
                     "enforce_eager": filled("engine.enforce_eager", engine.enforce_eager, None, on_cpu, device),
                     **{key: filled(f"engine.{key}", getattr(engine, key), None, n, which) for key, n in small.items()},
                 }
@@ -396,6 +412,10 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
     return Resolved(resolved, reasons)
 
 
+def _has_one_engine_here(settings: Settings, shards: int) -> bool:
+    return settings.ray.address is None and settings.replicas.count == shards == 1
+
+
 def contradictions(settings: Settings, machine: Machine) -> list[str]:
     """Sentences about resolved settings that cannot all be had. Empty: none."""
     found: list[str] = []
@@ -405,6 +425,14 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
     if settings.ray.address is None:
         found += _beyond_this_machine(settings, machine, shards, count)
     found += _open_to_others(settings.gateway)
+    if settings.engine.own_cpu and (
+        settings.engine.device != "cpu" or machine.cpus < 2 or not _has_one_engine_here(settings, shards)
+    ):
+        found.append(
+            "engine.own_cpu is true, but only a local session has such a CPU, for one replica with one shard on a CPU, "
+            f"and a machine with 2 CPUs or more: this is {machine.cpus} CPUs, replicas.count {count}, "
+            f"experts.expert_parallel {shards}, engine.device {settings.engine.device}; leave it null"
+        )
     if settings.engine.host == "thread" and shards > 1:
         found.append(
             f"engine.host is thread, but experts.expert_parallel is {shards}: each shard is a process of its own; "

@@ -94,6 +94,19 @@ def sweep(
     return left
 
 
+def keep_off(pid: int, cpu: int) -> bool:
+    """Has the process's threads run on other CPUs, but for those that run on this one only; whether any had to go."""
+    moved = False
+    with suppress(OSError):  # it ended, or is another user's
+        for thread in (_PROC / str(pid) / "task").iterdir():
+            with suppress(OSError):
+                others = os.sched_getaffinity(int(thread.name)) - {cpu}
+                if others and cpu in os.sched_getaffinity(int(thread.name)):
+                    os.sched_setaffinity(int(thread.name), others)
+                    moved = True
+    return moved
+
+
 def send(process: Process, sig: signal.Signals) -> None:
     """Signal exactly this process; nothing happens if it is gone, even if its number is in use again."""
     with suppress(ProcessLookupError, PermissionError):

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ops.errors import UserError
-from ops.processes import GUARDIAN, MARKER, Process, children, identify, is_alive, members, send, sweep
+from ops.processes import GUARDIAN, MARKER, Process, children, identify, is_alive, keep_off, members, send, sweep
 
 STATE_VARIABLE = "MORAY_STATE_DIR"
 _SUFFIX = ".session.json"
@@ -117,6 +117,12 @@ class Session:
         self.record = replace(self.record, url=url, dashboard_url=dashboard_url)
         self.record.write()
         self._vital = {child: name for child, name in children(os.getpid()).items() if name in vital}
+
+    def keep_off(self, cpu: int) -> None:
+        """Leaves this CPU to the threads that have bound themselves to it; what is started later inherits that."""
+        leader = self.record.leader
+        while sum(keep_off(process.pid, cpu) for process in {leader, *members(self.record.id, leader)}):
+            pass  # again: one of them may have started a process meanwhile
 
     def lost(self) -> str | None:
         """The name of a vital child that has ended, if any."""

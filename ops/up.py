@@ -69,6 +69,8 @@ def _serve(session: Session, settings: Settings, console: Console) -> None:
     broken = None
     try:
         _on_signals(_stop)
+        if serving.engine_cpu is not None:
+            session.keep_off(serving.engine_cpu)  # not before: to start, everything wants every CPU
         session.ready(serving.url, serving.dashboard_url, _VITAL)
         _announce(console, settings, serving.url, serving.dashboard_url)
         broken = _wait(session)

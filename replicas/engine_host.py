@@ -162,7 +162,9 @@ class EngineHost:
 
 
 def build_core(spec: EngineSpec) -> EngineCore:
-    """Builds the engine core: the first import of vLLM in this process."""
+    """Builds the engine core, in the thread that will run it: the first import of vLLM in this process."""
+    if spec.own_cpu is not None:
+        os.sched_setaffinity(0, {spec.own_cpu})  # this thread, and those that it starts
     core: EngineCore = pkgutil.resolve_name(spec.core)(spec)
     return core
 

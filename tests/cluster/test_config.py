@@ -68,6 +68,17 @@ def test_the_embedded_model_takes_two_shards_where_they_fit(machine, replicas, s
     assert settings(machine, replicas__count=replicas).experts.shards == shards
 
 
+def test_an_engine_has_its_own_cpu_where_there_are_few_and_it_is_the_only_one():
+    one = {"experts__expert_parallel": 1}
+    assert [settings(Machine(n, 0), **one).engine.own_cpu for n in (1, 2, 4, 5)] == [False, True, True, False]
+    assert not settings(Machine(4, 0), **one, replicas__count=2).engine.own_cpu
+    assert not settings(Machine(4, 0), experts__expert_parallel=2).engine.own_cpu
+    assert not settings(Machine(4, 0), **one, ray__address="auto").engine.own_cpu
+    assert not settings(Machine(4, 1), **one).engine.own_cpu
+    assert not settings(TWO_CPUS, **one, engine__own_cpu=False).engine.own_cpu
+    assert settings(Machine(64, 0), **one, engine__own_cpu=True).engine.own_cpu
+
+
 def test_a_directory_is_served_under_its_name_with_vllms_own_choices(tmp_path):
     made = settings(model__path=tmp_path / "Qwen3-30B")
     assert made.model.served_name == "Qwen3-30B" and made.model.directory == tmp_path / "Qwen3-30B"
@@ -196,6 +207,8 @@ def test_variables_that_are_no_settings_are_left_alone():
         ({"replicas.count": 3}, TWO_CPUS, "needs 3 CPUs, but this machine has 2"),
         ({"engine.device": "cuda"}, TWO_CPUS, "shows no NVIDIA GPU"),
         ({"experts.expert_parallel": 4, "replicas.count": 3}, EIGHT_GPUS, "needs 12 GPUs, but this machine has 8"),
+        ({"engine.own_cpu": True}, TWO_CPUS, "experts.expert_parallel 2, engine.device cpu; leave it null"),
+        ({"engine.own_cpu": True, "experts.expert_parallel": 1}, Machine(1, 0), "this is 1 CPUs"),
         ({"gateway.port": 8265}, TWO_CPUS, "both 8265"),
         ({"engine.host": "thread", "experts.expert_parallel": 2}, TWO_CPUS, "each shard is a process of its own"),
     ],

@@ -28,6 +28,7 @@ ORPHAN = "import subprocess, sys; subprocess.Popen([sys.executable, '-S', '-c', 
 class Serving:
     url: str
     dashboard_url: str | None
+    engine_cpu: int | None
     def shutdown(self):
         print("orderly shutdown", flush=True)
         time.sleep(float(os.environ.get("FAKE_SHUTDOWN_S", "0")))
@@ -47,7 +48,7 @@ def run(settings, report):
     subprocess.Popen([raylet, "300"])
     report("replica", "loading")
     time.sleep(float(os.environ.get("FAKE_START_S", "0")))
-    return Serving(f"http://127.0.0.1:{settings.gateway.port}", None)
+    return Serving(f"http://127.0.0.1:{settings.gateway.port}", None, None)
 
 if sys.argv[0] == "-c" or "FAKE_DIRECTORY" not in os.environ:
     pass  # one of the children above

@@ -2,7 +2,9 @@ import os
 import subprocess
 import sys
 
-from ops.processes import MARKER, Process, identify, is_alive, members, send, sweep
+import pytest
+
+from ops.processes import MARKER, Process, identify, is_alive, keep_off, members, send, sweep
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
@@ -102,3 +104,26 @@ def test_a_process_name_may_hold_brackets_and_spaces(tmp_path):
     assert identify(child.pid) is not None
     child.kill()
     child.wait()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU only")
+def test_only_what_has_bound_itself_to_a_cpu_stays_there():
+    every = os.sched_getaffinity(0)
+    first, *rest = sorted(every)
+    binds_one = f"""
+import os, threading, time
+def bound():
+    os.sched_setaffinity(0, {{{first}}}); print(threading.get_native_id(), flush=True); time.sleep(60)
+threading.Thread(target=bound).start()
+"""
+    process = subprocess.Popen([sys.executable, "-S", "-c", binds_one], stdout=subprocess.PIPE)
+    try:
+        bound = int(process.stdout.readline())
+        assert keep_off(process.pid, first)
+        assert os.sched_getaffinity(bound) == {first} and os.sched_getaffinity(process.pid) == set(rest)
+        assert not keep_off(process.pid, first)  # all have gone that had to
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert not keep_off(process.pid, first)  # it is not there any more

@@ -220,6 +220,11 @@ def test_a_core_does_not_outlive_its_replica():
 # -- the environment ---------------------------------------------------------------------------------------------------
 
 
+def cpus_of_threads(pid: int, name: str) -> list[set[int]]:
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    return [os.sched_getaffinity(int(task.name)) for task in tasks if (task / "comm").read_text() == f"{name}\n"]
+
+
 def environment(**changes: object) -> dict[str, str]:
     return core_environment(msgspec.structs.replace(spec(), **changes))
 
@@ -229,6 +234,17 @@ def test_each_shard_of_a_cpu_core_gets_cpus_of_its_own(monkeypatch):
     assert environment(device="cpu", shards=2)["VLLM_CPU_OMP_THREADS_BIND"] == "4|5"
     assert environment(device="cpu")["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert not any("OMP" in name for name in environment())
+
+
+async def test_an_engine_keeps_to_the_cpu_that_it_has_for_itself(kind):
+    every, own = os.sched_getaffinity(0), max(os.sched_getaffinity(0))
+    host, ready = await EngineHost.start(msgspec.structs.replace(spec(kind), own_cpu=own), "127.0.0.1")
+    try:
+        cpus = cpus_of_threads(ready.pid, "engine")
+        assert cpus and all(allowed == {own} for allowed in cpus)
+        assert os.sched_getaffinity(0) == every
+    finally:
+        host.kill()
 
 
 def test_vllm_starts_no_process_for_a_core_that_we_host():
