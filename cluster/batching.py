@@ -212,19 +212,22 @@ class ContinuousBatcher:
     def _pick(self, pool: Pool, waiting: Waiting, match: Match, now: float, share: float) -> ReplicaRoom | None:
         """A replica with room for it now: one that holds its beginning, else the least loaded one."""
         ticket = waiting.ticket
-        some = islice(match.holders, LOOK_AT)  # what many hold, the least loaded one below is likely to hold too
-        rooms = [room for holder in some if (room := pool.replicas.get(holder)) is not None]
-        fitting = [r for r in rooms if self._fits(r, ticket, now, share)]
-        if fitting:
-            return min(fitting, key=lambda r: r.load_score)
+        many_hold_it = len(match.holders) > LOOK_AT
+        if not many_hold_it:
+            rooms = [room for holder in match.holders if (room := pool.replicas.get(holder)) is not None]
+            if fitting := [r for r in rooms if self._fits(r, ticket, now, share)]:
+                return min(fitting, key=lambda r: r.load_score)
+        least_loaded = None
         ready = pool.ready_ones(now, self._policy.tpot_s, share)
         try:
             for _, room in zip(range(LOOK_AT), ready, strict=False):
                 if room.has_kv(self._kv_tokens(ticket, room.info), share):
-                    return room
+                    if not many_hold_it or room.info.replica_id in match.holders:
+                        return room
+                    least_loaded = least_loaded or room
         finally:
             ready.close()  # type: ignore[attr-defined]  # a generator
-        return None
+        return least_loaded
 
     def _comes_too_late(self, room: ReplicaRoom, waiting: Waiting, now: float) -> bool:
         ticket = waiting.ticket
@@ -259,7 +262,7 @@ class ContinuousBatcher:
         return min(busy, key=lambda r: r.load_score).info.replica_id
 
     def _grant_parked(self, pool: Pool, now: float, decision: Decision) -> None:
-        changed, pool.changed = pool.changed, set()
+        changed, pool.changed = pool.changed, {}
         for replica_id in changed:
             parked, room = pool.parked.get(replica_id), pool.replicas.get(replica_id)
             if parked is None or room is None:
@@ -285,7 +288,6 @@ class ContinuousBatcher:
         self._place(waiting.owner, ticket, grant, prefill)
         self._prefixes.add(info.replica_id, waiting.anchors.blocks)
         room.pace(prefill, now, self._policy.tpot_s)
-        pool.list_ready(room)
         self._counters.charge(ticket.tenant.name, ticket.tenant.weight, prefill)
         pool.granted += 1
         pool.last = room
@@ -296,6 +298,7 @@ class ContinuousBatcher:
         self._placed[ticket.request_id] = _Placed(owner, ticket, grant.replica_id, grant.epoch)
         if room := self._pools.known(grant.replica_id, grant.epoch):
             room.take(ticket.request_id, self._kv_tokens(ticket, room.info), prefill)
+            self._pools.of(room).list_ready(room)
 
     def _prefill(self, room: ReplicaRoom, waiting: Waiting) -> int:
         """Prompt tokens that the replica would have to compute."""

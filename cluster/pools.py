@@ -43,7 +43,7 @@ class Pool:
     listed: dict[str, float] = field(default_factory=dict)  # id -> the score under which it stands there
     paced: list[tuple[float, str]] = field(default_factory=list)  # heap of (time, id): ready again by their pace then
     parked: dict[str, dict[str, Waiting]] = field(default_factory=dict)  # replica id -> who waits for it alone
-    changed: set[str] = field(default_factory=set)  # replicas that somebody waits for and that may have room now
+    changed: dict[str, None] = field(default_factory=dict)  # replicas, waited for, that may have room now
     last: ReplicaRoom | None = None  # granted to last: what a prefill costs here
     without_since: float = 0.0  # when the last replica left
     drain_rate: DrainRate = field(default_factory=DrainRate)
@@ -53,7 +53,7 @@ class Pool:
         """Puts a replica where its load belongs; called whenever that has changed."""
         replica_id, score = room.info.replica_id, room.load_score
         if replica_id in self.parked:
-            self.changed.add(replica_id)
+            self.changed[replica_id] = None
         if self.listed.get(replica_id) == score:
             return
         self.listed[replica_id] = score
@@ -72,7 +72,7 @@ class Pool:
             _, replica_id = heapq.heappop(self.paced)
             if (room := self.replicas.get(replica_id)) is not None:
                 self.list_ready(room)
-                self.changed.add(replica_id)
+                self.changed[replica_id] = None
 
     def ready_ones(self, now: float, tpot_s: float | None, share: float) -> Iterator[ReplicaRoom]:
         """Replicas with room, least loaded first. Closing the generator puts back what it took from the heap."""

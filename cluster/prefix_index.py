@@ -8,13 +8,14 @@ without knowing of positions, and a prompt of 64 blocks costs 16 entries.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from replicas.messages import Ticket
 
 ANCHOR_TOKENS = 64  # prompt tokens to an anchor, on average
-NOBODY: frozenset[str] = frozenset()
+NOBODY: Mapping[str, None] = MappingProxyType({})
 
 
 class Anchors(NamedTuple):
@@ -31,7 +32,7 @@ class Match(NamedTuple):
     """The longest beginning of a prompt that any replica holds."""
 
     tokens: int
-    holders: frozenset[str] | set[str]
+    holders: Mapping[str, None]  # an ordered set of replica ids: of a set of strings each process has its own order
 
 
 class PrefixIndex:
@@ -40,7 +41,7 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._every = 1  # one in so many blocks is an anchor
         self._block_tokens = 1
-        self._holders: dict[int, set[str]] = {}
+        self._holders: dict[int, dict[str, None]] = {}
         self._held: dict[str, OrderedDict[int, None]] = {}  # per replica, the least recently used first
         self._limit: dict[str, int] = {}
 
@@ -71,9 +72,9 @@ class PrefixIndex:
             else:
                 held[block] = None
                 if (holders := self._holders.get(block)) is None:
-                    self._holders[block] = {replica_id}
+                    self._holders[block] = {replica_id: None}
                 else:
-                    holders.add(replica_id)
+                    holders[replica_id] = None
         while len(held) > self._limit[replica_id]:
             block, _ = held.popitem(last=False)
             self._drop(replica_id, block)
@@ -89,7 +90,7 @@ class PrefixIndex:
 
     def _drop(self, replica_id: str, block: int) -> None:
         holders = self._holders[block]
-        holders.discard(replica_id)
+        holders.pop(replica_id, None)
         if not holders:
             del self._holders[block]
 
@@ -104,7 +105,7 @@ class PrefixIndex:
         return anchors.tokens[count - 1] if count else 0
 
 
-def _last_in(known: dict[int, set[str]] | dict[int, None], blocks: Sequence[int]) -> int:
+def _last_in(known: Mapping[int, object], blocks: Sequence[int]) -> int:
     """How many of the blocks, from the first, are known. Knowing one means knowing those before: search by halves."""
     low, high = 0, len(blocks)
     while low < high:

@@ -82,9 +82,9 @@ def capacity(
 ) -> Capacity:
     """What a GPU holds with the 32B tier on it.
 
-    256 sequences are vLLM 0.32's default for its server on an A100, 1,024 on an H200 (`get_batch_defaults`); 2,048
-    tokens a step are too, 8,192 on an H200, where a step of prefill would take 131 ms: no stream beside it could hold
-    50 ms a token. Both are settings; the simulations use one for both machines.
+    256 sequences are vLLM 0.32's default for its server on an A100, 1,024 on an H200 (`get_batch_defaults`). 2,048
+    tokens a step are that for an A100 too, and here for both: with an H200's 8,192 a step of prefill would take 131 ms,
+    and no stream beside it could hold 50 ms a token.
     """
     kv_bytes = utilization * memory_bytes - WEIGHT_BYTES - ACTIVATION_BYTES
     blocks = int(kv_bytes // (KV_BYTES_PER_TOKEN * KV_BLOCK_TOKENS))
@@ -126,6 +126,6 @@ def _predicted_a100(h200: StepTime) -> StepTime:
     )
 
 
-H200 = Machine("h200", _H200_STEP, capacity(141e9), "fitted")
+H200 = Machine("h200", _H200_STEP, capacity(141e9, max_num_seqs=1024), "fitted")
 A100 = Machine("a100", _predicted_a100(_H200_STEP), capacity(80e9), "predicted")
 MACHINES = {machine.name: machine for machine in (H200, A100)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from cluster.batching import ContinuousBatcher, Policy
+from cluster.batching import LOOK_AT, ContinuousBatcher, Policy
 from cluster.output_length import PRIOR_TOKENS
 from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Ticket
 
@@ -288,6 +289,19 @@ def test_a_resumed_request_that_came_late_does_not_keep_others_waiting():
     submit(b, ticket("late", resumed=True), now=109.0)
     assert unplaced(b, 110.0) == ["old"]
     assert unplaced(b, 119.0) == ["late"]
+
+
+def test_of_many_replicas_that_hold_a_beginning_the_least_loaded_one_gets_it():
+    *busy, idle = [f"r{i:02}" for i in range(LOOK_AT + 4)]
+    b = batcher(*(info(replica) for replica in (*busy, idle)))
+    blocks = (4, 8, 12, 16)
+    for replica in (*busy, idle):
+        b.report(msgspec.structs.replace(report(replica), stored=blocks), 0.0)
+    for replica in busy:
+        b.adopt("g", ticket(f"on {replica}"), grant(f"on {replica}", replica))
+    submit(b, msgspec.structs.replace(ticket("new", prompt=64), blocks=blocks))
+    ((_, given),) = b.decide(0.0).grants
+    assert given.replica_id == idle
 
 
 class Batching(RuleBasedStateMachine):
