@@ -127,7 +127,7 @@ class ContinuousBatcher:
             waiting.anchors = self._prefixes.anchors(ticket)
             waiting.prefill = max(ticket.prompt_tokens - self._prefixes.longest(waiting.anchors).tokens, 1)
         if ticket.ttft_s is not None and not ticket.resumed:
-            soonest = pool.last.first_token_s(waiting.prefill) if pool.last else 0.0
+            soonest = pool.last.first_token_s(waiting.prefill, now) if pool.last else 0.0
             waiting.latest_start = now + ticket.ttft_s - soonest
         self._last_of_class[ticket.priority] = now
         self._pools.add(pool, waiting)
@@ -140,7 +140,7 @@ class ContinuousBatcher:
     def started(self, request_id: str, now: float) -> None:
         """Its first token has come: its prefill is over."""
         if (placed := self._placed.get(request_id)) and (room := self._pools.known(placed.replica_id, placed.epoch)):
-            room.started(request_id)
+            room.started(request_id, now)
             self._pools.of(room).list_ready(room)
 
     def release(self, released: Released) -> None:
@@ -233,7 +233,7 @@ class ContinuousBatcher:
         ticket = waiting.ticket
         if ticket.ttft_s is None or ticket.resumed:
             return False
-        return now + room.first_token_s(self._prefill(room, waiting)) > waiting.since + ticket.ttft_s
+        return now + room.first_token_s(self._prefill(room, waiting), now) > waiting.since + ticket.ttft_s
 
     def _fits(self, room: ReplicaRoom, ticket: Ticket, now: float, share: float) -> bool:
         return room.is_ready(now, self._policy.tpot_s, share) and room.has_kv(self._kv_tokens(ticket, room.info), share)
@@ -254,7 +254,7 @@ class ContinuousBatcher:
             return None
         patience = PARK_S
         if ticket.ttft_s is not None:
-            fresh_s = room.first_token_s(ticket.prompt_tokens - here)
+            fresh_s = room.first_token_s(ticket.prompt_tokens - here, now)
             patience = PARK_SHARE * (waiting.since + ticket.ttft_s - fresh_s - now)
         if patience <= 0.0:
             return None
@@ -285,6 +285,7 @@ class ContinuousBatcher:
         self._pools.remove(ticket.request_id)
         grant = Grant(request_id=ticket.request_id, replica_id=info.replica_id, epoch=info.epoch)
         prefill = self._prefill(room, waiting)
+        room.expect(ticket.request_id, prefill, now)
         self._place(waiting.owner, ticket, grant, prefill)
         self._prefixes.add(info.replica_id, waiting.anchors.blocks)
         room.pace(prefill, now, self._policy.tpot_s)

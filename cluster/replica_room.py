@@ -1,5 +1,6 @@
 """What a replica holds and what it has room for now: KV cache, batch, prefill. Pure; times are seconds."""
 
+import math
 from dataclasses import dataclass, field
 
 from cluster.step_fit import StepFit
@@ -7,6 +8,8 @@ from replicas.messages import LoadReport, ReplicaInfo
 
 TPOT_MARGIN = 0.9  # of the time per output token that was promised, what a replica is planned to use
 LOWER_CLASSES = 0.8  # of KV, batch and step time, what requests behind a better priority class may fill
+LAG_WEIGHT = 0.05  # of a new first token's lag in their mean
+LAG_HALF_LIFE_S = 2.0
 PACE_AHEAD_S = 0.25  # prefill may run this far ahead of its pace: bursts are short against a stream's life
 
 
@@ -22,6 +25,9 @@ class ReplicaRoom:
     kv_tokens: int = 0  # sum of these
     prefilling: dict[str, int] = field(default_factory=dict)  # request id -> tokens, until its first token has come
     prefill_tokens: int = 0  # sum of these
+    due: dict[str, float] = field(default_factory=dict)  # request id -> when its first token is to come
+    lag: float = 0.0  # how much later first tokens came of late: hops, and whoever shares the CPUs
+    lag_at: float = 0.0  # when that was last known
     paced_until: float = 0.0  # prefill granted so far is paid for, by then, in steps that keep the TPOT
 
     def take(self, request_id: str, kv_tokens: int, prefill: int) -> None:
@@ -30,11 +36,23 @@ class ReplicaRoom:
         self.prefilling[request_id] = prefill
         self.prefill_tokens += prefill
 
-    def started(self, request_id: str) -> None:
+    def expect(self, request_id: str, prefill: int, now: float) -> None:
+        """Notes, before `take`, when the first token of such a prompt is to come."""
+        self.due[request_id] = now + self._computed_s(prefill)
+
+    def started(self, request_id: str, now: float) -> None:
+        """Its first token has come."""
+        if (due := self.due.get(request_id)) is not None:
+            lag = self.lag_s(now)
+            self.lag, self.lag_at = max(lag + LAG_WEIGHT * (now - due - lag), 0.0), now
+        self._end_prefill(request_id)
+
+    def _end_prefill(self, request_id: str) -> None:
+        self.due.pop(request_id, None)
         self.prefill_tokens -= self.prefilling.pop(request_id, 0)
 
     def release(self, request_id: str) -> None:
-        self.started(request_id)
+        self._end_prefill(request_id)
         self.kv_tokens -= self.in_flight.pop(request_id, 0)
 
     # -- room ---------------------------------------------------------------------------------------------------------
@@ -84,8 +102,16 @@ class ReplicaRoom:
         step_s = self.fit.step_s(prefill, running) if self.fit.known else 1e-4 * running + 1e-6 * prefill
         return step_s + 1e-9 * self.kv_tokens
 
-    def first_token_s(self, prefill: int) -> float:
-        """Seconds until the first token of such a prompt, granted now: the step under way, then its own."""
+    def lag_s(self, now: float) -> float:
+        """The lag is forgotten with time: were everything shed for it, no first token would tell that it is over."""
+        return self.lag * math.exp2((self.lag_at - now) / LAG_HALF_LIFE_S)
+
+    def first_token_s(self, prefill: int, now: float) -> float:
+        """Seconds until the first token of such a prompt, granted now."""
+        return self._computed_s(prefill) + self.lag_s(now)
+
+    def _computed_s(self, prefill: int) -> float:
+        """The step under way, then its own, as the engine alone would take."""
         tokens = self.prefill_tokens + prefill
         steps = -(-tokens // self.info.capacity.max_num_batched_tokens) + 0.5
         return tokens * self.fit.prefill_token_s + steps * self.fit.step_s(0, len(self.in_flight))

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from cluster.batching import LOOK_AT, ContinuousBatcher, Policy
+from cluster.outcomes import Ending
 from cluster.output_length import PRIOR_TOKENS
+from cluster.replica_room import LAG_HALF_LIFE_S
 from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Ticket
 
 WAIT_S = 10.0
@@ -302,6 +304,21 @@ def test_of_many_replicas_that_hold_a_beginning_the_least_loaded_one_gets_it():
     submit(b, msgspec.structs.replace(ticket("new", prompt=64), blocks=blocks))
     ((_, given),) = b.decide(0.0).grants
     assert given.replica_id == idle
+
+
+def test_first_tokens_that_come_late_are_reckoned_with_and_forgotten():
+    b = batcher(info())
+    for i in range(100):
+        submit(b, ticket(f"{i}"))
+        assert granted(b) == [f"{i}"]
+        b.started(f"{i}", 0.4)  # of a step time that nobody knows yet: all of it is lag
+        b.release(Released(request_id=f"{i}"))
+    hurried = msgspec.structs.replace(ticket("hurried"), ttft_s=0.3)
+    submit(b, hurried, now=0.5)
+    ((_, denial),) = b.decide(0.5).denials
+    assert (denial.request_id, denial.ending) == ("hurried", Ending.TOO_LATE.name)
+    submit(b, hurried, now=0.5 + LAG_HALF_LIFE_S)
+    assert granted(b, 0.5 + LAG_HALF_LIFE_S) == ["hurried"]
 
 
 class Batching(RuleBasedStateMachine):
