@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ops.errors import UserError
+from ops.planner import cli as planner
 from ops.simulate import cli as simulation
 from ops.soak import cli as soaking
 
@@ -296,6 +297,7 @@ def key_new(
     console.print(f"\n{said}\nThe key is shown this once.", soft_wrap=True, highlight=False, markup=False)
 
 
+app.add_typer(planner.app, name="plan")
 app.command(epilog=simulation.EXAMPLES)(simulation.simulate)
 app.command(epilog=soaking.EXAMPLES)(soaking.soak)
 

@@ -15,8 +15,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-# Names of one number in the configs of the families that vLLM serves: Qwen and OLMoE, DeepSeek, Mixtral and gpt-oss.
-_EXPERT_KEYS = ("num_experts", "n_routed_experts", "num_local_experts")
+from experts.model_spec import expert_count, text_part
+
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "*.tiktoken", "tokenizer.vocab")
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth")
 _INDEX = "model.safetensors.index.json"
@@ -62,18 +62,6 @@ def check(directory: Path, shards: int) -> list[Problem]:
     return problems + [Problem(Flaw.WEIGHTS, text) for text in _weights(directory)]
 
 
-def expert_count(config: Mapping[str, Any]) -> int:
-    """Routed experts of one MoE layer; 0 for a dense model."""
-    text = _text_part(config)
-    return next((n for key in _EXPERT_KEYS if isinstance(n := text.get(key), int) and n > 0), 0)
-
-
-def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A multimodal config holds its language model's numbers one level down."""
-    text = config.get("text_config")
-    return text if isinstance(text, dict) else config
-
-
 def _config(directory: Path) -> tuple[dict[str, Any] | None, list[Problem]]:
     file = directory / "config.json"
     if not file.is_file():
@@ -103,10 +91,10 @@ def _layout(config: Mapping[str, Any], shards: int) -> list[Problem]:
     if shards > experts:
         text = f"{name} has {experts} experts: experts.expert_parallel can be {experts} at most, not {shards}"
         return [Problem(Flaw.SHARDS, text)]
-    text_part = _text_part(config)
-    heads = text_part.get("num_attention_heads")
-    kv_heads = text_part.get("num_key_value_heads", heads)
-    uses_mla = text_part.get("kv_lora_rank") is not None  # its latent KV is one for all heads, held by every shard
+    language = text_part(config)
+    heads = language.get("num_attention_heads")
+    kv_heads = language.get("num_key_value_heads", heads)
+    uses_mla = language.get("kv_lora_rank") is not None  # its latent KV is one for all heads, held by every shard
     if not isinstance(heads, int):
         return []
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experts.model_spec import expert_count
 from experts.tiny_r1 import checkpoint_path
-from replicas.model_directory import Flaw, check, expert_count
+from replicas.model_directory import Flaw, check
 
 QWEN = {
     "architectures": ["Qwen3MoeForCausalLM"],

@@ -1,0 +1,199 @@
+"""The command `moray plan shard`: arguments and output. What is planned lies in `experts.sharding`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ops.errors import UserError
+
+if TYPE_CHECKING:
+    from experts.model_spec import ModelSpec
+    from experts.sharding import Assessment
+    from experts.topology import Cluster
+
+app = typer.Typer(no_args_is_help=True, help="Plan before you rent: what fits where, and how fast it would be.")
+WEIGHT_BYTES = {"bf16": 2.0, "int8": 1.0, "fp8": 1.0}
+
+
+@app.callback()
+def plan() -> None:
+    """Plan before you rent: what fits where, and how fast it would be."""
+
+
+@app.command(
+    epilog="Examples: `moray plan shard --model 32b --cluster 8xA100-80GB` · "
+    "`moray plan shard --model ~/models/Qwen3-30B-A3B --cluster 2x8xH200-141GB --prompt 4096 --json`"
+)
+def shard(
+    model: Annotated[
+        str, typer.Option(help="A tier (7b, 16b, 32b, 671b), a checkpoint's directory, or its config.json.")
+    ] = "32b",
+    cluster: Annotated[str, typer.Option(help="GPUSxGPU, or NODESxGPUSxGPU.")] = "8xA100-80GB",
+    prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens of a request, on average.")] = 1024,
+    output: Annotated[int, typer.Option(min=1, help="Output tokens.")] = 256,
+    tpot_ms: Annotated[float, typer.Option(min=0.1, help="Milliseconds a token of a running stream may take.")] = 50.0,
+    weights: Annotated[str, typer.Option(help="bf16, int8 or fp8.")] = "bf16",
+    imbalance: Annotated[
+        float, typer.Option(min=1.0, help="Tokens of the fullest rank over the mean, under expert parallelism.")
+    ] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Every legal layout of a model on a cluster, what it costs, and the one to take.
+
+    Layouts: TP tensor-parallel ranks, DP copies of attention with requests of their own, EP experts dealt out whole
+    over the group; without EP each expert is cut by its width. tok/s: output tokens of the whole cluster within the
+    TPOT, the prefill that belongs to them included. Predicted by a roofline whose efficiencies are fitted to one H200
+    (within 5% of what was measured there); what links cost is not measured.
+    """
+    from experts.sharding import Demand, assess, legal, recommended
+    from experts.topology import UnknownCluster, parse
+
+    if weights not in WEIGHT_BYTES:
+        raise UserError(f"--weights {weights}: there is no such one; take one of {', '.join(WEIGHT_BYTES)}")
+    try:
+        machines = parse(cluster)
+    except UnknownCluster as error:
+        raise UserError(f"--cluster {error}") from None
+    spec = _spec(model)
+    demand = Demand(
+        prompt=prompt,
+        output=output,
+        tpot_s=tpot_ms / 1000,
+        weight_bytes=WEIGHT_BYTES[weights],
+        imbalance=imbalance,
+    )
+    found = [assess(spec, machines, layout, demand) for layout in legal(spec, machines)]
+    best = recommended(found)
+    if as_json:
+        sys.stdout.write(json.dumps(_as_json(spec, machines, found, best)) + "\n")
+    else:
+        _show(spec, machines, found, best)
+    if best is None:
+        raise typer.Exit(1)
+
+
+def _spec(model: str) -> ModelSpec:
+    """A tier's shape, or a checkpoint's. UserError: it cannot be had."""
+    from experts.model_spec import TIERS, NotUnderstood, from_config, tier
+
+    if model.lower() in TIERS:
+        return tier(model.lower())
+    path = Path(model).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text())
+    except OSError:
+        tiers = ", ".join(TIERS)
+        raise UserError(
+            f"--model {model}: neither a tier ({tiers}) nor a file or directory with a config.json"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}") from None
+    try:
+        return from_config(config, file.resolve().parent.name)
+    except NotUnderstood as error:
+        raise UserError(str(error)) from None
+
+
+def reason(found: Sequence[Assessment], best: Assessment | None) -> str:
+    """Why this one, in a sentence; or why none."""
+    from experts.sharding import SMALLER_GROUP
+
+    if best is None:
+        nearest = min(found, key=lambda a: a.missing_bytes)
+        if nearest.missing_bytes:
+            return (
+                f"Nothing fits: {nearest.layout} comes nearest and lacks {nearest.missing_bytes / 1e9:.1f} GB on each "
+                "GPU; take more or larger GPUs, or --weights int8"
+            )
+        return "Every layout is slower than the TPOT even with one sequence: allow more, or take faster GPUs"
+    most = max(found, key=lambda a: a.tokens_per_s)
+    if most is best:
+        return f"Take {best.layout}: it gives the most tokens a second"
+    share = best.tokens_per_s / most.tokens_per_s
+    return (
+        f"Take {best.layout}: it gives {share:.0%} of the most tokens a second ({most.layout}) in groups of "
+        f"{best.layout.group} GPUs, the smallest within {1 - SMALLER_GROUP:.0%}; a lost GPU takes its whole group"
+    )
+
+
+def _show(spec: ModelSpec, cluster: Cluster, found: Sequence[Assessment], best: Assessment | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"[bold]{spec.name}[/] on {cluster}: {spec.parameters / 1e9:.1f}B parameters, "
+        f"{spec.active_parameters / 1e9:.1f}B active, {spec.moe_layers} x {spec.experts} experts, top {spec.top_k}, "
+        f"{spec.kv_bytes_per_token() / 1024:.0f} KiB of KV a token",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("layout", no_wrap=True)
+    for column in ("replicas", "GB/GPU", "KV tokens", "32K", "batch", "ms/step", "MB/step", "tok/s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for each in found:
+        step = each.step
+        cells = (
+            [
+                f"{step.sequences * each.layout.data_parallel:,}",
+                f"{1e3 * step.seconds:.1f}",
+                f"{(step.node_bytes + step.network_bytes) / 1e6:,.0f}",
+                f"{each.tokens_per_s:,.0f}",
+            ]
+            if step
+            else ["", "", "", f"lacks {each.missing_bytes / 1e9:.0f} GB" if each.missing_bytes else "too slow"]
+        )
+        table.add_row(
+            str(each.layout),
+            str(each.groups),
+            f"{each.weight_bytes / 1e9:.1f}",
+            f"{each.kv_tokens / 1000:,.0f}K",
+            str(each.long_contexts),
+            *cells,
+            style="bold green" if each is best else None,
+        )
+    console.print(table)
+    console.print(f"{reason(found, best)}.", highlight=False, soft_wrap=True)
+
+
+def _as_json(spec: ModelSpec, cluster: Cluster, found: Sequence[Assessment], best: Assessment | None) -> dict[str, Any]:
+    return {
+        "model": spec.name,
+        "cluster": str(cluster),
+        "parameters": spec.parameters,
+        "active_parameters": spec.active_parameters,
+        "layouts": [_layout(each) for each in found],
+        "recommended": str(best.layout) if best else None,
+        "vllm_arguments": best.layout.vllm_arguments() if best else None,
+        "reason": reason(found, best),
+    }
+
+
+def _layout(each: Assessment) -> dict[str, Any]:
+    step = each.step
+    figures: dict[str, Any] = {
+        "layout": str(each.layout),
+        "replicas": each.groups,
+        "unused_gpus": each.unused_gpus,
+        "weight_bytes_per_gpu": round(each.weight_bytes),
+        "kv_tokens_per_replica": each.kv_tokens,
+        "contexts_32k": each.long_contexts,
+        "missing_bytes_per_gpu": round(each.missing_bytes),
+        "tokens_per_s": round(each.tokens_per_s, 1),
+    }
+    if step is not None:
+        figures |= {
+            "batch_per_replica": step.sequences * each.layout.data_parallel,
+            "step_ms": round(1e3 * step.seconds, 2),
+            "node_bytes_per_step": round(step.node_bytes),
+            "network_bytes_per_step": round(step.network_bytes),
+        }
+    return figures
