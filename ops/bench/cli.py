@@ -125,7 +125,7 @@ def peers(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, every side is measured once.")] = 2,
     seconds: Annotated[float, typer.Option(min=2, help="Seconds of arrivals in each round, side and rate.")] = 8,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="Requests a second; 0.8 and 1.2 times it are offered. Default: found.")
+        float | None, typer.Option(min=0.1, help="Requests a second; 0.8, 1.2 and 1.6 times it are offered. Default: found.")
     ] = None,
     policies: Annotated[
         str, typer.Option(help="Peers' policies to run in Moray, by commas: see router.policy.", metavar="NAMES")
@@ -141,7 +141,7 @@ def peers(
     """Two real CPU engines behind Moray, behind peers' policies, HAProxy leastconn, and ray.serve.llm.
 
     goodput: requests/s that met both limits; a shed request or an error met none. vs_NAME: Moray's figure over that
-    side's. The rates are 0.8 and 1.2 times what Moray carries. A peer that does not run here is told with its error.
+    side's. The rates are 0.8, 1.2 and 1.6 times what Moray carries. A peer that does not run here is told with its error.
 
     Example: moray bench peers --rounds 3 --json
     """

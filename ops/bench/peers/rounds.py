@@ -34,7 +34,7 @@ from ops.session import STATE_VARIABLE, Session
 from ops.simulate.results import Slo
 
 OURS = "moray"
-FACTORS = (0.8, 1.2)  # of what Moray carries: the rates that are offered
+FACTORS = (0.8, 1.2, 1.6)  # of what Moray carries: the rates that are offered
 SATURATING = 48  # streams at once, by far more than keep two engines busy
 DRAIN_S = 60.0  # from the last arrival to the end of the last stream at most
 WARM_UP_S = 4.0  # of load: caches of a side that stood still are cold, and what our router knows of its engines is old
