@@ -15,13 +15,15 @@ import replicas
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (cluster, experts, ops, replicas)
-# An upgrade of vLLM touches these. The last judges the embedded model through vLLM's public `LLM` class.
+# An upgrade of vLLM touches these. The last two judge the embedded model through vLLM's public `LLM` class, and compare
+# our placements with its own.
 KNOW_VLLM = {
     "experts/vllm_plugin.py",
     "replicas/vllm_core.py",
     "cluster/cluster_core.py",
     "cluster/gateway.py",
     "experts/tiny_r1/evaluate.py",
+    "ops/bench/balance.py",
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

@@ -125,7 +125,7 @@ def peers(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, every side is measured once.")] = 2,
     seconds: Annotated[float, typer.Option(min=2, help="Seconds of arrivals in each round, side and rate.")] = 8,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="Requests a second; 0.8, 1.2 and 1.6 times it are offered. Default: found.")
+        float | None, typer.Option(min=0.1, help="Requests a second, of which 0.8, 1.2 and 1.6 times are offered.")
     ] = None,
     policies: Annotated[
         str, typer.Option(help="Peers' policies to run in Moray, by commas: see router.policy.", metavar="NAMES")
@@ -141,7 +141,8 @@ def peers(
     """Two real CPU engines behind Moray, behind peers' policies, HAProxy leastconn, and ray.serve.llm.
 
     goodput: requests/s that met both limits; a shed request or an error met none. vs_NAME: Moray's figure over that
-    side's. The rates are 0.8, 1.2 and 1.6 times what Moray carries. A peer that does not run here is told with its error.
+    side's. The rates are 0.8, 1.2 and 1.6 times what Moray carries. A peer that does not run here is told with its
+    error.
 
     Example: moray bench peers --rounds 3 --json
     """
@@ -156,6 +157,25 @@ def peers(
         measure(options, lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True)),
         as_json,
     )
+
+
+@app.command()
+def balance(
+    seed: Annotated[int, typer.Option(help="Of the made-up loads.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Our placements of experts against those of the EPLB policy that vLLM brings.
+
+    ours, eplb, lp_bound: the fullest rank's load over the mean, the mean over layers; the bound is no placement's.
+    drift_…: the same when the load has changed, for the placement in force (stay) and the one that follows on it.
+    moved: share of all slots that then hold an expert that their rank had not. plan_ms_…: the slowest load's placement,
+    without a placement in force.
+
+    Example: moray bench balance --json
+    """
+    from ops.bench.balance import measure
+
+    _show("moray bench balance", measure(seed, _reporter(as_json)), as_json)
 
 
 def _reporter(quiet: bool) -> Any:
