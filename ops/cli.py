@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ops import quantize as quantizing
 from ops.errors import UserError
 from ops.planner import cli as planner
 from ops.simulate import cli as simulation
@@ -298,6 +299,7 @@ def key_new(
 
 
 app.add_typer(planner.app, name="plan")
+app.command(epilog=quantizing.EXAMPLES)(quantizing.quantize)
 app.command(epilog=simulation.EXAMPLES)(simulation.simulate)
 app.command(epilog=soaking.EXAMPLES)(soaking.soak)
 
