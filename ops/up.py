@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from ops.errors import UserError
 from ops.progress import Stages
 from ops.session import Record, Session, check_port, running, state_directory
 from replicas.model_directory import check as check_model
+from replicas.model_directory import check_cpu, runs_int8_experts
 
 if TYPE_CHECKING:
     from cluster.app import Serving
@@ -40,7 +42,12 @@ class _Stopped(BaseException):
 
 def check_before_start(settings: Settings, dashboard_port_chosen: bool) -> None:
     """All that can be known to go wrong before anything runs. Raises UserError."""
-    if problems := check_model(settings.model.directory, settings.experts.shards):
+    problems = check_model(settings.model.directory, settings.experts.shards)
+    if not problems and settings.ray.address is None and settings.engine.device == "cpu":
+        flags = Path("/proc/cpuinfo").read_text(errors="replace")
+        zentorch = importlib.util.find_spec("zentorch") is not None
+        problems = check_cpu(settings.model.directory, runs_int8_experts(flags, zentorch))
+    if problems:
         raise StartError("\n".join(str(problem) for problem in problems))
     check_port(settings.gateway.host, settings.gateway.port)
     # Ray moves on from its default dashboard port by itself, but not from one that was asked for.

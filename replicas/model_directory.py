@@ -38,6 +38,7 @@ class Flaw(Enum):
     TOKENIZER = "tokenizer"
     WEIGHTS = "weights"
     SHARDS = "shards"
+    KERNEL = "kernel"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,27 @@ def check(directory: Path, shards: int) -> list[Problem]:
     if not any(True for pattern in _TOKENIZERS for _ in directory.glob(pattern)):
         problems.append(Problem(Flaw.TOKENIZER, f"{directory} holds no tokenizer (tokenizer.json or tokenizer.model)"))
     return problems + [Problem(Flaw.WEIGHTS, text) for text in _weights(directory)]
+
+
+def runs_int8_experts(cpu_flags: str, has_zentorch: bool) -> bool:
+    """Whether vLLM has a kernel for int8 experts on such a CPU. `cpu_flags` as in /proc/cpuinfo.
+
+    vllm/model_executor/layers/fused_moe/experts/cpu_moe.py.
+    """
+    return "amx_int8" in cpu_flags.split() or has_zentorch
+
+
+def check_cpu(directory: Path, int8_experts: bool) -> list[Problem]:
+    """What keeps a checkpoint that `check` found whole from being served on a CPU with or without int8 experts."""
+    config, _ = _config(directory)
+    format_ = ((config or {}).get("quantization_config") or {}).get("format")
+    if int8_experts or not config or format_ != "int-quantized" or not expert_count(config):
+        return []
+    text = (
+        f"{directory} is an int8 checkpoint, and this CPU has no kernel for int8 experts (Intel's AMX, or on AMD the "
+        "package zentorch==2.13.0.1): serve it on CUDA, or serve the checkpoint that it was made of"
+    )
+    return [Problem(Flaw.KERNEL, text)]
 
 
 def _config(directory: Path) -> tuple[dict[str, Any] | None, list[Problem]]:

@@ -455,5 +455,5 @@ class Batching(RuleBasedStateMachine):
             assert count <= 1 or (count <= self.seqs and kv <= self.kv)
 
 
-Batching.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Batching.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestBatching = Batching.TestCase

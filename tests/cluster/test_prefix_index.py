@@ -170,5 +170,5 @@ class Caches(RuleBasedStateMachine):
         assert {r: list(held) for r, held in self.index._held.items()} == self.held
 
 
-Caches.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+Caches.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
 TestCaches = Caches.TestCase

@@ -49,7 +49,7 @@ pieces = st.lists(st.sampled_from(["a", "7", " ", "\n", THINK, ENDED, '{"x":']),
 
 
 @pytest.mark.vllm
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     stream=pieces,
     cuts=st.lists(st.integers(1, 4), min_size=30, max_size=30),
@@ -73,7 +73,7 @@ def test_the_same_deltas_as_vllms(vllm, stream, cuts, opened, tools, shown):
 
 
 @pytest.mark.vllm
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     thought=st.text("ab<\n7", max_size=12),
     answer=st.text("ab<\n7", max_size=12),

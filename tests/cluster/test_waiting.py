@@ -138,7 +138,7 @@ class Order(RuleBasedStateMachine):
         assert self.queue.prefill_tokens == sum(w.prefill for w in self.waiting)
 
 
-Order.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Order.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestOrder = Order.TestCase
 
 
@@ -252,7 +252,7 @@ arrivals = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seqs=st.integers(1, 3),
     service=st.integers(1, 4),
@@ -326,7 +326,7 @@ def unfairness_bound(seqs: int, *tenants: Tenant) -> float:
     return max((LONGEST_PROMPT + seqs * LONGEST_ANSWER) / tenant.weight for tenant in tenants)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seqs=st.integers(1, 3), w1=weights, w2=weights, steps=st.lists(st.tuples(sizes, sizes), min_size=10, max_size=60)
 )
@@ -343,7 +343,7 @@ def test_tenants_that_always_wait_get_tokens_by_their_weights(seqs, w1, w2, step
         assert abs(load.served.get("one", 0.0) - load.served.get("two", 0.0)) <= bound
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seqs=st.integers(1, 3),
     w1=weights,

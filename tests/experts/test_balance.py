@@ -29,7 +29,7 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
     return np.array(draw(flat), np.float64).reshape(2, experts), ranks, ranks * slots - experts
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(problems())
 def test_every_expert_has_a_slot_and_no_bound_is_broken(problem) -> None:
     load, ranks, spare = problem
@@ -41,14 +41,14 @@ def test_every_expert_has_a_slot_and_no_bound_is_broken(problem) -> None:
     assert (made.imbalance(load) >= lower_bound(load, ranks, made.experts.shape[2]) - 1e-9).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(problems())
 def test_the_same_load_gets_the_same_placement(problem) -> None:
     load, ranks, spare = problem
     assert (place(load, ranks, spare).experts == place(load.copy(), ranks, spare).experts).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(problems(), st.integers(0, 10))
 def test_a_change_moves_no_more_than_it_may_and_never_worsens(problem, seed) -> None:
     load, ranks, spare = problem
@@ -58,7 +58,7 @@ def test_a_change_moves_no_more_than_it_may_and_never_worsens(problem, seed) -> 
     assert (made.imbalance(new) <= old.imbalance(new) + 1e-9).all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(problems())
 def test_what_is_balanced_stays(problem) -> None:
     load, ranks, spare = problem

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experts import vllm_plugin
@@ -42,7 +42,6 @@ def routings(draw: st.DrawFn) -> tuple[list[list[int]], int, list[int]]:
     return draw(st.lists(token, min_size=1, max_size=6)), shards, owners
 
 
-@settings(deadline=None)
 @given(routings(), st.integers(0, 2**31))
 def test_shards_sum_to_the_unsharded_layer(routing: tuple[list[list[int]], int, list[int]], seed: int) -> None:
     chosen, shards, owners = routing

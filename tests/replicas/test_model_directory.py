@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experts.model_spec import expert_count
+from experts.quantize import convert
 from experts.tiny_r1 import checkpoint_path
-from replicas.model_directory import Flaw, check
+from replicas.model_directory import Flaw, check, check_cpu, runs_int8_experts
 
 QWEN = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -183,3 +184,16 @@ def test_no_bytes_are_too_strange_to_judge(tmp_path_factory, blob):
     (directory / "tokenizer.json").write_text("{}")
     (directory / "model.safetensors").write_bytes(struct.pack("<Q", max(0, len(blob) - 8)) + blob)
     check(directory, 1)
+
+
+def test_int8_experts_are_refused_where_no_kernel_runs_them(tmp_path):
+    convert(checkpoint_path(), tmp_path / "int8", lambda *_: None)
+    assert check(tmp_path / "int8", 1) == []
+    (problem,) = check_cpu(tmp_path / "int8", int8_experts=False)
+    assert problem.flaw is Flaw.KERNEL and "serve it on CUDA" in str(problem)
+    assert check_cpu(tmp_path / "int8", int8_experts=True) == check_cpu(checkpoint_path(), int8_experts=False) == []
+
+
+def test_int8_experts_run_on_amx_and_on_amd_with_zentorch():
+    assert runs_int8_experts("fpu amx_tile amx_int8", has_zentorch=False) and runs_int8_experts("fpu", True)
+    assert not runs_int8_experts("fpu avx512_vnni amx_int88", has_zentorch=False)

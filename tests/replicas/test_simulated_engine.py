@@ -94,7 +94,7 @@ loads = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(loads, st.lists(st.floats(0.0, 2.0), max_size=4))
 def test_many_steps_at_once_are_as_each_by_itself(load, probes):
     at_once, by_step = Run(load, probes, jump=True), Run(load, probes, jump=False)
@@ -110,7 +110,7 @@ def test_many_steps_at_once_are_as_each_by_itself(load, probes):
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(loads)
 def test_everyone_gets_exactly_their_tokens_and_nothing_is_left(load):
     run = Run(load, [], jump=True)

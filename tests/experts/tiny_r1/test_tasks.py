@@ -76,7 +76,7 @@ def numbers_in(text: str) -> list[int]:
 
 @pytest.mark.parametrize("task", NUMERIC)
 @given(seed=st.integers(min_value=0, max_value=2**32), max_digits=st.integers(min_value=1, max_value=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_answers_are_true(task: Task, seed: int, max_digits: int) -> None:
     problem = tasks.DRAW[task](random.Random(seed), max_digits)
     assert int(problem.answer) == truth(problem.canonical)
@@ -89,7 +89,7 @@ def test_answers_are_true(task: Task, seed: int, max_digits: int) -> None:
 
 
 @given(seed=st.integers(min_value=0, max_value=2**32), previous=st.integers(min_value=0, max_value=9999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_follow_ups_start_from_the_previous_answer(seed: int, previous: int) -> None:
     problem = tasks.follow_up(random.Random(seed), previous, 4)
     assert int(problem.answer) == truth(problem.canonical)
@@ -97,7 +97,7 @@ def test_follow_ups_start_from_the_previous_answer(seed: int, previous: int) -> 
 
 
 @given(seed=st.integers(min_value=0, max_value=2**32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_refusals_and_small_talk_have_fixed_answers(seed: int) -> None:
     refused = tasks.draw(Source(random.Random(seed), 4), Task.OUT_OF_SCOPE)
     assert refused.answer == REFUSAL

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experts.tiny_r1 import checkpoint_path
@@ -38,7 +38,6 @@ TEXT = st.text().filter(lambda text: not any(token in text for token in SPECIAL_
 
 
 @given(text=TEXT)
-@settings(deadline=None)
 def test_any_text_makes_the_round_trip(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text)["input_ids"]
     assert ids == encode_text(text)
@@ -46,7 +45,6 @@ def test_any_text_makes_the_round_trip(tokenizer: Any, text: str) -> None:
 
 
 @given(text=TEXT)
-@settings(deadline=None)
 def test_token_by_token_detokenisation_joins_the_bytes(tokenizer: Any, text: str) -> None:
     from tokenizers.decoders import DecodeStream
 
