@@ -30,7 +30,13 @@ from replicas.messages import ReplicaInfo
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
-OVERRIDES = {"experts.expert_parallel": 1, "engine.host": "thread", "model.tool_call_parser": "hermes"}
+OVERRIDES = {
+    "experts.expert_parallel": 1,
+    "engine.host": "thread",
+    # Other tests have loaded torch by now, with a thread for each CPU; on one CPU they would wait for each other.
+    "engine.own_cpu": False,
+    "model.tool_call_parser": "hermes",
+}
 
 
 class Stack:
