@@ -1,7 +1,7 @@
 """The cluster that a model is laid out on: nodes, GPUs, and the links between them. Pure.
 
 Bandwidths are bytes a second in one direction, as NVIDIA's data sheets give them; what is reached of them is
-`sharding.EFFICIENCY`'s affair.
+`sharding.Efficiency`'s affair.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Cluster:
 
 
 def parse(text: str) -> Cluster:
-    """ "8xA100-80GB" (one node), "4x8xH200-141GB" (four nodes of eight). Raises UnknownCluster."""
+    """Reads "8xA100-80GB" (one node), "4x8xH200-141GB" (four nodes of eight). Raises UnknownCluster."""
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise UnknownCluster(f"{text!r} is no cluster: write GPUSxGPU or NODESxGPUSxGPU, such as 8xA100-80GB")

@@ -125,7 +125,7 @@ def peers(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, every side is measured once.")] = 2,
     seconds: Annotated[float, typer.Option(min=2, help="Seconds of arrivals in each round, side and rate.")] = 8,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="Requests a second, of which 0.8, 1.2 and 1.6 times are offered.")
+        float | None, typer.Option(min=0.1, help="Requests a second (offered: 0.8, 1.2, 1.6 times it). Default: found.")
     ] = None,
     policies: Annotated[
         str, typer.Option(help="Peers' policies to run in Moray, by commas: see router.policy.", metavar="NAMES")

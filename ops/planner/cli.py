@@ -110,7 +110,7 @@ def reason(found: Sequence[Assessment], best: Assessment | None) -> str:
         if nearest.missing_bytes:
             return (
                 f"Nothing fits: {nearest.layout} comes nearest and lacks {nearest.missing_bytes / 1e9:.1f} GB on each "
-                "GPU; take more or larger GPUs, or --weights int8"
+                "GPU; take more or larger GPUs, or weights in 8 bits"
             )
         return "Every layout is slower than the TPOT even with one sequence: allow more, or take faster GPUs"
     most = max(found, key=lambda a: a.tokens_per_s)
