@@ -1,6 +1,7 @@
 """One contract for a core in a thread and a core in a process of its own; then what only a process can do."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -236,16 +237,27 @@ def test_each_shard_of_a_cpu_core_gets_cpus_of_its_own(monkeypatch):
     assert not any("OMP" in name for name in environment())
 
 
-async def test_an_engine_keeps_to_the_cpu_that_it_has_for_itself(kind):
-    every, own = os.sched_getaffinity(0), max(os.sched_getaffinity(0))
-    others = set(cpus_of_threads(os.getpid(), "engine"))  # engines' threads that earlier tests left, such as gloo's
-    host, ready = await EngineHost.start(msgspec.structs.replace(spec(kind), own_cpu=own), "127.0.0.1")
-    try:
-        cpus = [allowed for thread, allowed in cpus_of_threads(ready.pid, "engine").items() if thread not in others]
-        assert cpus and all(allowed == {own} for allowed in cpus)
-        assert os.sched_getaffinity(0) == every
-    finally:
-        host.kill()
+def test_an_engine_keeps_to_the_cpu_that_it_has_for_itself(kind):
+    own = max(os.sched_getaffinity(0))
+    code = f"""
+        import asyncio, json, msgspec, os
+        from scripted_core import spec
+        from test_engine_host import cpus_of_threads
+        from replicas.engine_host import EngineHost
+
+        async def main():
+            host, ready = await EngineHost.start(msgspec.structs.replace(spec("{kind}"), own_cpu={own}), "127.0.0.1")
+            engine = [list(cpus) for cpus in cpus_of_threads(ready.pid, "engine").values()]
+            print(json.dumps({{"engine": engine, "replica": list(os.sched_getaffinity(0))}}))
+            host.kill()
+
+        asyncio.run(main())
+    """
+    # In a process of its own: threads of engines that earlier tests ended in this one may still be starting others.
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, check=True, timeout=60)
+    cpus = json.loads(done.stdout)
+    assert cpus["engine"] and all(allowed == [own] for allowed in cpus["engine"])
+    assert set(cpus["replica"]) == os.sched_getaffinity(0)
 
 
 def test_vllm_starts_no_process_for_a_core_that_we_host():
