@@ -21,6 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.settings import Machine, Settings, contradictions, resolve
+from experts.vllm_plugin import COUNT_EXPERTS, EXPERT_PLAN
 
 __all__ = ["ConfigError", "Loaded", "Machine", "Settings", "load", "setting_keys", "this_machine"]
 
@@ -28,7 +29,9 @@ PREFIX = "MORAY_"
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 # Ours, but no settings: which session a process belongs to, where files lie, how a command is let in.
-_NOT_SETTINGS = frozenset({"MORAY_API_KEY", "MORAY_CONFIG", "MORAY_SESSION", "MORAY_STATE_DIR"})
+_NOT_SETTINGS = frozenset(
+    {"MORAY_API_KEY", "MORAY_CONFIG", "MORAY_SESSION", "MORAY_STATE_DIR", COUNT_EXPERTS, EXPERT_PLAN}
+)
 # Paths that are taken from the settings file's directory, or the caller's.
 _PATHS = (("model", "path"), ("gateway", "keys_file"))
 # Kubernetes gives every pod such variables for a Service named moray or moray-…

@@ -201,6 +201,14 @@ def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, co
         except RouterGone as error:
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
 
+    @app.get("/moray/experts")
+    async def experts() -> dict[str, Any]:
+        """What the experts were given in the last minute, summed over the replicas."""
+        try:
+            return await router.experts()
+        except RouterGone as error:
+            raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
+
     @app.get("/moray/status")
     async def status() -> dict[str, Any]:
         """The cluster as the router sees it, and what this gateway has open."""

@@ -19,10 +19,11 @@ import ray
 from cluster.batcher import Batcher
 from cluster.batching import Policy
 from cluster.draining import Candidate, DrainRefused, DrainRequest, choose
+from cluster.expert_report import expert_report
 from cluster.outcomes import Ending
 from cluster.policies import CONTINUOUS, batcher
 from cluster.quotas import Quotas
-from replicas.messages import Denial, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
+from replicas.messages import Denial, ExpertLoad, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
 from replicas.router_handle import NAMESPACE, actor_name
 from replicas.wire import Connection, Kind
 
@@ -60,6 +61,7 @@ class RouterState:
         self._roster: dict[str, ReplicaInfo] = {}
         self._roster_version = 0
         self._heard: dict[str, float] = {}  # replica id -> time of its last report
+        self._experts: dict[str, ExpertLoad] = {}  # replica id -> what it told last
         self._gateways: set[str] = set()
         self._grants: dict[str, list[Grant]] = {}  # gateway id -> what it is to be told
         self._denials: dict[str, list[Denial]] = {}
@@ -79,12 +81,15 @@ class RouterState:
     def leave(self, replica_id: str, epoch: int, now: float) -> None:
         if self._batcher.leave(replica_id, epoch, now):
             del self._roster[replica_id], self._heard[replica_id]
+            self._experts.pop(replica_id, None)
             self._roster_version += 1
 
     def report(self, load: LoadReport, now: float) -> bool:
         known = self._batcher.report(load, now)
         if known:
             self._heard[load.replica_id] = now
+            if load.experts is not None:
+                self._experts[load.replica_id] = load.experts
         return known
 
     def drain(self, asked: DrainRequest, now: float) -> str:
@@ -172,6 +177,10 @@ class RouterState:
             roster=tuple(self._roster.values()) if changed else None,
         )
         return inbox, self._roster_version
+
+    def experts(self) -> dict[str, Any]:
+        """See `expert_report`."""
+        return expert_report((self._roster[replica_id], load) for replica_id, load in self._experts.items())
 
     def status(self) -> dict[str, Any]:
         """What the cluster holds, for `moray status` and the console."""
@@ -303,6 +312,9 @@ class Router:
             return {"refused": str(refusal)}
         self._decide()
         return {"replica": drained}
+
+    async def experts(self) -> dict[str, Any]:
+        return self._state.experts()
 
     async def status(self) -> dict[str, Any]:
         status = self._state.status()

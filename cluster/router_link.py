@@ -77,8 +77,15 @@ class RayRouterLink:
 
     async def status(self) -> dict[str, Any]:
         """What the router holds. Raises RouterGone."""
+        return await self._ask("status")
+
+    async def experts(self) -> dict[str, Any]:
+        """What the experts were given: `expert_report`. Raises RouterGone."""
+        return await self._ask("experts")
+
+    async def _ask(self, method: str) -> dict[str, Any]:
         try:
-            status: dict[str, Any] = await (await find_router(self._model, CONNECT_TIMEOUT_S)).status.remote()
+            answer: dict[str, Any] = await getattr(await find_router(self._model, CONNECT_TIMEOUT_S), method).remote()
         except (ray.exceptions.RayError, OSError) as error:
             raise RouterGone(f"{type(error).__name__}: {error}") from error
-        return status
+        return answer

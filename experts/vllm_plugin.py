@@ -1,9 +1,10 @@
-"""Our one hook inside vLLM's processes: experts sharded over CPU workers, and workers that die with their parent.
+"""Our one hook inside vLLM's processes: CPU workers that hold the experts that a plan gives them, a count of what each
+expert is given, and workers that die with their parent.
 
 vLLM calls `register` in every process (entry point group `vllm.general_plugins`): front end, engine core, workers, and
 the short-lived process that inspects a model class. So it imports nothing and patches nothing that the process would
-not load by itself: a hook waits for vLLM's CPU worker to be imported, and that worker patches only when it was asked
-for expert parallelism. On a GPU nothing of vLLM is touched.
+not load by itself: a hook waits for vLLM's worker to be imported, and that worker is changed only when it loads a model
+that asks for it: on a CPU for expert parallelism, anywhere for counting (COUNT_EXPERTS).
 
 Why a patch: `CPUUnquantizedExperts.apply` (vllm/model_executor/layers/fused_moe/experts/cpu_moe.py, 0.32.0) is handed
 `expert_map` and ignores it, so it indexes this shard's experts with global ids: a segmentation fault.
@@ -13,60 +14,96 @@ Tried on x86 (kernel "vec", float32, tensor_parallel_size=2; tests/experts/test_
 quantized CPU experts have `apply` methods of their own and are not patched.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.abc
 import importlib.machinery
 import inspect
+import itertools
 import multiprocessing
 import multiprocessing.util
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experts.linux import die_with_parent
 from experts.placement import ShardPlacement
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    from experts.plan import Placement
+    from experts.routed_tokens import RoutedTokens
 
 WRITTEN_FOR = "0.32.0"
 """The vLLM version whose internals this file knows."""
 
-_CPU_WORKER = "vllm.v1.worker.cpu_worker"
+COUNT_EXPERTS = "MORAY_COUNT_EXPERTS"
+"""Environment: "1" has workers count what each expert is given."""
+EXPERT_PLAN = "MORAY_EXPERT_PLAN"
+"""Environment: the file of an `experts.plan` by which CPU workers deal out their experts."""
+
+_WORKER = "vllm.v1.worker.gpu_worker"  # vLLM's CPU worker is a subclass
+_EXPERT_MAPS = "vllm.model_executor.layers.fused_moe.expert_map_manager"
+_RUNNERS = "vllm.model_executor.layers.fused_moe.runner.moe_runner"
+_ROUTERS = "vllm.model_executor.layers.fused_moe.router.base_router"
 _CPU_EXPERTS = "vllm.model_executor.layers.fused_moe.experts.cpu_moe"
 _PATCHED = "_moray_patched"
+_COPIES = "_moray_copies"  # of a kernel
+_COUNTER = "_moray_routed_tokens"  # of a model runner
 
 
 def register() -> None:
-    """vLLM's entry point. Idempotent; costs a few microseconds until a CPU worker is imported."""
+    """vLLM's entry point. Idempotent; costs a few microseconds until a worker is imported."""
     _die_with_parent()  # a spawned worker comes here from WorkerWrapperBase.init_worker
-    if not any(isinstance(finder, _CpuWorkerHook) for finder in sys.meta_path):
+    if not any(isinstance(finder, _WorkerHook) for finder in sys.meta_path):
         # A forked worker never comes here: it inherits vLLM's "plugins are loaded" (vllm/plugins/__init__.py).
         multiprocessing.util.register_after_fork(_in_forked_child, _in_forked_child)
-        sys.meta_path.insert(0, _CpuWorkerHook())
-    if _CPU_WORKER in sys.modules:
-        _patch_cpu_worker(sys.modules[_CPU_WORKER])
+        sys.meta_path.insert(0, _WorkerHook())
+    if _WORKER in sys.modules:
+        _patch_worker(sys.modules[_WORKER])
 
 
 # --- experts of this shard only -------------------------------------------------------------------------------------
 
 
-def map_topk(topk_ids: "Tensor", topk_weights: "Tensor", expert_map: "Tensor") -> tuple["Tensor", "Tensor"]:
+class Copies(NamedTuple):
+    """Of a layer's experts with copies on several shards. Each int32 [global experts]."""
+
+    all: "Tensor"  # on all shards together
+    before: "Tensor"  # on the shards before this one
+    here: "Tensor"  # on this one
+
+
+def map_topk(
+    topk_ids: "Tensor", topk_weights: "Tensor", expert_map: "Tensor", copies: Copies | None = None
+) -> tuple["Tensor", "Tensor"]:
     """Routing in global expert ids -> the same routing in this shard's local ids, its absent experts weighing 0.
 
     topk_ids: int32 [tokens, top_k]. topk_weights: float32 [tokens, top_k]. expert_map: int32 [global experts], the
     local slot or -1. Returns the same shapes and dtypes, contiguous: the kernel ignores strides.
 
     A choice that another shard holds still needs a legal id; it becomes slot 0 with weight 0, so the sum over shards
-    is the unsharded result. The kernel computes those rows for nothing (it knows no "skip").
+    is the unsharded result. The kernel computes those rows for nothing (it knows no "skip"). An expert's `copies` take
+    the batch's tokens in turn, so that each choice has weight on one shard only.
     """
+    import torch
+
     slots = expert_map[topk_ids]
-    return slots.clamp(min=0), topk_weights.masked_fill(slots < 0, 0.0)
+    elsewhere = slots < 0
+    if copies is not None:
+        turn = (
+            torch.arange(topk_ids.shape[0], dtype=torch.int32)[:, None] % copies.all[topk_ids] - copies.before[topk_ids]
+        )
+        elsewhere |= (turn < 0) | (turn >= copies.here[topk_ids])
+    return slots.clamp(min=0), topk_weights.masked_fill(elsewhere, 0.0)
 
 
 _APPLY_NEEDS = frozenset(
@@ -93,7 +130,7 @@ def _mapped(apply: Callable[..., None]) -> Callable[..., None]:
         if kwargs["w1"].shape[0] == 0:  # more shards than experts: nothing here to add to the sum
             output.zero_()
             return None
-        ids, weights = map_topk(topk_ids, kwargs["topk_weights"], expert_map)
+        ids, weights = map_topk(topk_ids, kwargs["topk_weights"], expert_map, getattr(self, _COPIES, None))
         apply(self, **{**kwargs, "topk_ids": ids, "topk_weights": weights})
         if kwargs["apply_router_weight_on_input"]:
             # Weights are already in hidden_states (top-1 only) and the kernel skips them, so zero weights do nothing.
@@ -126,30 +163,171 @@ def _unknown_vllm(reason: str) -> RuntimeError:
     )
 
 
-def _patch_cpu_worker(cpu_worker: ModuleType) -> None:
-    """Before a CPU worker loads its model: patch the experts, if it is to hold only some of them."""
-    load_model = cpu_worker.CPUWorker.load_model
+# --- experts where a plan wants them --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _dealt_by(plan: "Placement") -> Iterator[None]:
+    """Has the MoE layers that are built meanwhile hold what the plan says, the first layer's first.
+
+    Weights follow by themselves: vLLM's loader asks the layer's map where an expert's tensors go, on each rank.
+    """
+    import torch
+
+    managers = importlib.import_module(_EXPERT_MAPS).ExpertMapManager
+    calculate, built = managers._calculate_expert_maps, itertools.count()
+
+    def planned(self: Any) -> None:
+        calculate(self)
+        layers, ranks, slots = plan.experts.shape
+        layer = next(built)
+        if (ranks, plan.expert_count) != (self.ep_size, self.global_num_experts) or layer >= layers:
+            raise ValueError(
+                f"The expert plan is for {layers} layers of {plan.expert_count} experts on {ranks} shards; "
+                f"MoE layer {layer + 1} of the model has {self.global_num_experts} on {self.ep_size}."
+            )
+        held = torch.from_numpy(plan.experts[layer, self.ep_rank])
+        self._expert_map = torch.full((plan.expert_count,), -1, dtype=torch.int32)
+        self._expert_map[held] = torch.arange(slots, dtype=torch.int32)
+        self._local_num_experts = slots
+
+    managers._calculate_expert_maps = planned
+    try:
+        yield
+    finally:
+        managers._calculate_expert_maps = calculate
+    if (layers := next(built)) != plan.experts.shape[0]:
+        raise ValueError(f"The expert plan is for {plan.experts.shape[0]} MoE layers; the model has {layers}.")
+
+
+def copies_of(placed: "NDArray[np.int64]", experts: int, rank: int) -> Copies:
+    """One layer's copies as shard `rank` sees them. placed: [shard, slot], the expert in each."""
+    import torch
+
+    held = torch.stack([torch.bincount(torch.from_numpy(slots), minlength=experts) for slots in placed])
+    return Copies(*(tensor.int() for tensor in (held.sum(0), held[:rank].sum(0), held[rank])))
+
+
+def _tell_kernels_of_copies(model: Any, plan: "Placement") -> None:
+    for (_, layer), placed in zip(_moe_layers(model), plan.experts, strict=True):
+        rank = layer.moe_config.moe_parallel_config.ep_rank
+        kernel = layer.quant_method.moe_kernel.impl.fused_experts
+        setattr(kernel, _COPIES, copies_of(placed, plan.expert_count, rank))
+
+
+# --- what each expert is given ---------------------------------------------------------------------------------------
+
+
+def count_routed_tokens(worker: Any) -> None:
+    """Begins to count, in the first rank of a tensor-parallel group: all of its ranks route the same tokens.
+
+    To be called before CUDA graphs are captured: they hold the counting. Where a kernel routes by itself (vLLM calls it
+    monolithic: zentorch's on a CPU, some on Blackwell), nothing is counted. Nor would it be right with several
+    data-parallel ranks in one engine, which may see each other's tokens; Moray's engines have one.
+    """
+    from experts.routed_tokens import routed_tokens
+
+    router_class = importlib.import_module(_ROUTERS).BaseRouter
+    layers = _moe_runners(worker.get_model())
+    if worker.rank % worker.parallel_config.tensor_parallel_size or not layers:
+        return
+    if any(m.routed_experts.quant_method.is_monolithic or not isinstance(m.router, router_class) for m in layers):
+        return
+    config, runner = layers[0].routed_experts.moe_config, worker.model_runner
+    counter = routed_tokens(
+        len(layers), config.num_logical_experts, config.experts_per_token, config.max_num_tokens, runner.device
+    )
+    for index, layer in enumerate(layers):
+        layer.router._compute_routing = _told(layer.router._compute_routing, counter.of_layer(index))
+    setattr(runner, _COUNTER, counter)
+    runner.execute_model = _counted(runner.execute_model, counter)
+
+
+def stop_counting_routed_tokens(worker: Any) -> None:
+    """As if it had not begun; on a CPU only, where no graph holds the counting."""
+    runner = worker.model_runner
+    if hasattr(runner, _COUNTER):
+        for layer in _moe_runners(worker.get_model()):
+            del layer.router._compute_routing
+        del runner.execute_model
+        delattr(runner, _COUNTER)
+
+
+def _moe_runners(model: Any) -> list[Any]:
+    """vLLM's MoERunner of each MoE layer, in the model's order."""
+    runner_class = importlib.import_module(_RUNNERS).MoERunner
+    return [module for module in model.modules() if isinstance(module, runner_class)]
+
+
+def _told(compute: Callable[..., tuple["Tensor", "Tensor"]], tell: Callable[["Tensor"], None]) -> Callable[..., Any]:
+    def compute_and_tell(*args: Any, **kwargs: Any) -> tuple["Tensor", "Tensor"]:
+        weights, ids = compute(*args, **kwargs)
+        tell(ids)
+        return weights, ids
+
+    return compute_and_tell
+
+
+def _counted(execute: Callable[..., Any], counter: "RoutedTokens") -> Callable[..., Any]:
+    @functools.wraps(execute)
+    def execute_and_count(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        result = execute(scheduler_output, *args, **kwargs)
+        counter.step_issued(scheduler_output.total_num_scheduled_tokens)
+        return result
+
+    return execute_and_count
+
+
+def routed_tokens(worker: Any) -> "NDArray[np.int64] | None":
+    """[MoE layer, expert], in the order of `expert_placement`, since the start; None in ranks that do not count."""
+    counter: RoutedTokens | None = getattr(worker.model_runner, _COUNTER, None)
+    return None if counter is None else counter.counts().numpy()
+
+
+# --- the hook --------------------------------------------------------------------------------------------------------
+
+
+def _patch_worker(module: ModuleType) -> None:
+    """Before a worker loads its model, the experts it is to hold; after, what counts them."""
+    load_model = module.Worker.load_model
     if hasattr(load_model, _PATCHED):
         return
 
     @functools.wraps(load_model)
     def load_model_sharded(self: Any, *args: Any, **kwargs: Any) -> Any:
         parallel = self.parallel_config
-        if parallel.enable_expert_parallel and parallel.tensor_parallel_size * parallel.data_parallel_size > 1:
+        shards = parallel.tensor_parallel_size * parallel.data_parallel_size
+        plan = None
+        if self.device_config.device.type == "cpu" and parallel.enable_expert_parallel and shards > 1:
             _shard_cpu_experts()
-        return load_model(self, *args, **kwargs)
+            plan = _plan()
+        with _dealt_by(plan) if plan else contextlib.nullcontext():
+            result = load_model(self, *args, **kwargs)
+        if plan:
+            _tell_kernels_of_copies(self.get_model(), plan)
+        if os.environ.get(COUNT_EXPERTS) == "1":
+            count_routed_tokens(self)
+        return result
 
     setattr(load_model_sharded, _PATCHED, True)
-    cpu_worker.CPUWorker.load_model = load_model_sharded
+    module.Worker.load_model = load_model_sharded
 
 
-class _CpuWorkerHook(importlib.abc.MetaPathFinder):
-    """Runs `_patch_cpu_worker` right after vLLM's CPU worker has been imported, in processes that import it."""
+def _plan() -> "Placement | None":
+    if not (file := os.environ.get(EXPERT_PLAN)):
+        return None
+    from experts.plan import PlacementPlan
+
+    return PlacementPlan.from_json(Path(file).read_bytes()).placement
+
+
+class _WorkerHook(importlib.abc.MetaPathFinder):
+    """Runs `_patch_worker` right after vLLM's worker has been imported, in processes that import it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _CPU_WORKER:
+        if fullname != _WORKER:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -157,7 +335,7 @@ class _CpuWorkerHook(importlib.abc.MetaPathFinder):
 
             def exec_and_patch(module: ModuleType) -> None:
                 exec_module(module)
-                _patch_cpu_worker(module)
+                _patch_worker(module)
 
             loader.exec_module = exec_and_patch  # type: ignore[method-assign]
         return spec
@@ -238,11 +416,7 @@ def expert_placement(worker: Any) -> ShardPlacement:
     """
     import torch  # present in every worker; not at module level: the front end's planning code imports this file too
 
-    layers = [
-        (name, module) for name, module in worker.get_model().named_modules() if hasattr(module, "expert_map_manager")
-    ]
-    # vLLM's MoE runner forwards `expert_map_manager` to the RoutedExperts inside it: keep those that own the weights.
-    layers = [(name, module) for name, module in layers if "expert_map_manager" in vars(module)]
+    layers = _moe_layers(worker.get_model())
     parallel = worker.parallel_config
     moe = layers[0][1].moe_config.moe_parallel_config if layers else None
     return ShardPlacement(
@@ -258,6 +432,14 @@ def expert_placement(worker: Any) -> ShardPlacement:
             if isinstance(tensor, torch.Tensor)
         ),
     )
+
+
+def _moe_layers(model: Any) -> list[tuple[str, Any]]:
+    """(name, vLLM's RoutedExperts), in the model's order.
+
+    Its MoE runner forwards `expert_map_manager` to the RoutedExperts inside it: these own theirs.
+    """
+    return [(name, module) for name, module in model.named_modules() if "expert_map_manager" in vars(module)]
 
 
 def _held(expert_map: "Tensor | None", num_experts: int) -> tuple[int, ...]:

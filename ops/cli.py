@@ -16,6 +16,7 @@ import typer
 
 from ops import quantize as quantizing
 from ops.errors import UserError
+from ops.options import ApiKey, AsJson, WhichPort
 from ops.planner import cli as planner
 from ops.simulate import cli as simulation
 from ops.soak import cli as soaking
@@ -53,12 +54,6 @@ ReplicaCount = Annotated[int | None, typer.Option("--replicas", help="Replicas o
 Shards = Annotated[int | None, typer.Option("--expert-parallel", help="Shards of each replica's experts.")]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")]
 Port = Annotated[int | None, typer.Option("--port", "-p", help="Port to listen on. Default: 8000.")]
-WhichPort = Annotated[int | None, typer.Option("--port", "-p", help="Which session, if several run.")]
-ApiKey = Annotated[
-    str | None,
-    typer.Option("--api-key", envvar="MORAY_API_KEY", help="API key, where the session asks for one.", metavar="KEY"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
 @app.command(
@@ -104,6 +99,25 @@ def status(port: WhichPort = None, api_key: ApiKey = None, as_json: AsJson = Fal
         return
     console = _console()
     console.print(f"{record.url}  pid {record.pid}  dashboard {record.dashboard_url or 'off'}")
+    for part in render(report):
+        console.print(part)
+
+
+@app.command(epilog="Examples: `moray experts` · `moray experts --json > load.json`")
+def experts(port: WhichPort = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Show the load of every expert: a heat map of layers and experts, max over mean, the hottest ones.
+
+    Counted in the engines' workers, over the last minute of work: how often the gates chose each expert.
+    """
+    from ops.experts import render
+    from ops.session import find
+    from ops.status import fetch
+
+    report = fetch(_url_of(find(port).url), api_key, "/moray/experts")
+    if as_json:
+        _print_json(report)
+        return
+    console = _console()
     for part in render(report):
         console.print(part)
 

@@ -20,11 +20,11 @@ class StatusError(UserError):
     """The session does not tell its state."""
 
 
-def fetch(url: str, api_key: str | None = None) -> dict[str, Any]:
+def fetch(url: str, api_key: str | None = None, path: str = "/moray/status") -> dict[str, Any]:
     """The session's own report. Raises StatusError."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        response = httpx.get(f"{url}/moray/status", headers=headers, timeout=5.0, trust_env=False)
+        response = httpx.get(f"{url}{path}", headers=headers, timeout=5.0, trust_env=False)
         response.raise_for_status()
         report = response.json()
     except httpx.ConnectError:
@@ -36,11 +36,11 @@ def fetch(url: str, api_key: str | None = None) -> dict[str, Any]:
     except httpx.HTTPStatusError as error:
         refused = error.response.status_code == 401
         hint = ": this session asks for an API key, give one with --api-key or MORAY_API_KEY" if refused else ""
-        raise StatusError(f"{url}/moray/status answered {error.response.status_code}{hint}") from None
+        raise StatusError(f"{url}{path} answered {error.response.status_code}{hint}") from None
     except (httpx.HTTPError, ValueError) as error:
-        raise StatusError(f"{url}/moray/status cannot be read: {error}") from None
+        raise StatusError(f"{url}{path} cannot be read: {error}") from None
     if not isinstance(report, dict):
-        raise StatusError(f"{url}/moray/status answered with no status")
+        raise StatusError(f"{url}{path} answered with no status")
     return report
 
 

@@ -1,7 +1,10 @@
-"""The engine core as the rest of Moray sees it: seven verbs. `vllm_core.VllmCore` is the real one."""
+"""The engine core as the rest of Moray sees it: eight verbs. `vllm_core.VllmCore` is the real one."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from experts.placement import ShardPlacement
 from replicas.messages import Capacity, Work
@@ -66,6 +69,10 @@ class EngineCore(Protocol):
 
     def placement(self) -> tuple[ShardPlacement, ...]:
         """Which experts live on which shard."""
+        ...
+
+    def routed_tokens(self) -> NDArray[np.int64] | None:
+        """[MoE layer, expert]: tokens given to each since the start, layers as in `placement`. None: not known."""
         ...
 
     def shutdown(self) -> None: ...

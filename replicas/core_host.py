@@ -4,8 +4,9 @@ Two threads. The *engine thread* (the caller's own) owns the core: it takes comm
 *I/O thread* runs an event loop that accepts the gateways' connections and queues what they say. The core is never
 shared.
 
-The replica is at the other end of a `multiprocessing.Pipe`, whichever thread or process it is in: `Ready`, `Load` and
-`Failed` go up, `Stop` comes down. A pipe that closes means that the replica is gone, and the core goes with it.
+The replica is at the other end of a `multiprocessing.Pipe`, whichever thread or process it is in: `Ready`, `CoreLoad`,
+`Routed` and `Failed` go up, `Stop` comes down. A pipe that closes means that the replica is gone, and the core goes
+with it.
 """
 
 import asyncio
@@ -23,7 +24,9 @@ from multiprocessing.connection import Connection as Pipe
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import uvloop
+from numpy.typing import NDArray
 
 from experts.linux import name_thread
 from experts.placement import ShardPlacement
@@ -35,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_LOOK_S = 1.0
 LOAD_INTERVAL_S = 0.05  # a report on change, at most 20 times a second: what the router's decisions need
+ROUTED_INTERVAL_S = 5.0  # asking the workers stops a step or two: of a busy engine's time, under a hundredth
 ALIVE_INTERVAL_S = 0.5  # a long prompt takes many steps that output nothing: gateways must not take us for hung
 LEAVING_GRACE_S = 0.05  # seconds in which the last words leave our sockets
 
@@ -47,6 +51,12 @@ class Ready(NamedTuple):
     pid: int
     capacity: Capacity
     shards: tuple[ShardPlacement, ...]
+
+
+class Routed(NamedTuple):
+    """What each expert was given since the core's start: tokens by [MoE layer, expert]."""
+
+    tokens: NDArray[np.int64]
 
 
 class Failed(NamedTuple):
@@ -107,7 +117,7 @@ def host_core(build: Callable[[], EngineCore], pipe: Pipe, listen: str) -> None:
         hang_up(pipe)
 
 
-def _tell(pipe: Pipe, message: Ready | Failed | CoreLoad) -> None:
+def _tell(pipe: Pipe, message: Ready | Failed | CoreLoad | Routed) -> None:
     with contextlib.suppress(OSError):  # the replica is gone; run() notices by itself
         pipe.send(message)
 
@@ -138,6 +148,8 @@ class _CoreHost:
         self._last_load = CoreLoad(0, 0, 0.0)
         self._last_report = 0.0
         self._last_alive = 0.0
+        self._last_routed = 0.0
+        self._has_routed = False  # since the report before
         self._is_leaving = False  # set by the thread that watches the replica
 
     # -- engine thread ------------------------------------------------------------------------------------------------
@@ -153,6 +165,8 @@ class _CoreHost:
                 for client, frame, _ in outputs:
                     self._send(client, Kind.FRAME, frame)
             self._say_alive({output.client for output in outputs})
+            self._has_routed = True
+            self._report_routed()
 
     def _take_commands(self) -> bool:
         """Handles what has come; waits while the core has nothing to do. False: stop."""
@@ -166,6 +180,7 @@ class _CoreHost:
             except queue.Empty:
                 if idle:
                     _tell(self._pipe, self._last_load)  # nothing new, but one that hangs says nothing
+                    self._report_routed(now_idle=True)
                     continue
                 return True
             if isinstance(command, Stop):
@@ -199,6 +214,13 @@ class _CoreHost:
         if load != self._last_load:
             self._last_load, self._last_report = load._replace(stored=(), removed=()), now
             _tell(self._pipe, load)
+
+    def _report_routed(self, now_idle: bool = False) -> None:
+        now = time.monotonic()
+        if self._has_routed and (now_idle or now - self._last_routed >= ROUTED_INTERVAL_S):
+            self._last_routed, self._has_routed = now, False
+            if (tokens := self._core.routed_tokens()) is not None:
+                _tell(self._pipe, Routed(tokens))
 
     def _say_alive(self, heard: set[int]) -> None:
         now = time.monotonic()

@@ -17,8 +17,9 @@ import msgspec
 
 from experts.linux import remove_unmapped_shared_memory
 from experts.placement import omp_binding
+from experts.vllm_plugin import COUNT_EXPERTS, EXPERT_PLAN
 from replicas.core import CoreLoad, EngineCore
-from replicas.core_host import Failed, Ready, Stop, hang_up, host_core
+from replicas.core_host import Failed, Ready, Routed, Stop, hang_up, host_core
 from replicas.engine_spec import EngineSpec
 
 STOP_GRACE_S = 10.0  # seconds in which a core that was told to stop finishes its step and hangs up
@@ -39,7 +40,10 @@ def core_environment(spec: EngineSpec) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # we host the core; vLLM shall not start a process for it
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        COUNT_EXPERTS: "1",
     }
+    if spec.expert_plan is not None:
+        env[EXPERT_PLAN] = spec.expert_plan
     if spec.device == "cpu":
         env["TORCHDYNAMO_DISABLE"] = "1"  # the first request with logprobs would compile C++ for 20 s
         env["OMP_NUM_THREADS"] = "1"  # one thread a shard: small models lose more by waking threads than they gain
@@ -95,7 +99,7 @@ class EngineHost:
             return first
         raise first if isinstance(first, EngineFailed) else EngineFailed("the engine core spoke out of turn")
 
-    def _receive(self) -> Ready | CoreLoad | EngineFailed:
+    def _receive(self) -> Ready | CoreLoad | Routed | EngineFailed:
         """The next message from the core (blocking)."""
         try:
             message = self._pipe.recv()
@@ -103,7 +107,7 @@ class EngineHost:
             return EngineFailed(f"the engine core's process ended{self._exit_words()}")
         if isinstance(message, Failed):
             return EngineFailed(message.reason, message.detail)
-        assert isinstance(message, Ready | CoreLoad)
+        assert isinstance(message, Ready | CoreLoad | Routed)
         return message
 
     def _exit_words(self) -> str:
@@ -114,8 +118,13 @@ class EngineHost:
             return f" by signal {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
         return ""
 
-    def watch(self, on_load: Callable[[CoreLoad], None], on_failure: Callable[[EngineFailed], None]) -> None:
-        """Calls back on this event loop: each load report, and once when the core has died by itself."""
+    def watch(
+        self,
+        on_load: Callable[[CoreLoad], None],
+        on_failure: Callable[[EngineFailed], None],
+        on_routed: Callable[[Routed], None] = lambda _: None,
+    ) -> None:
+        """Calls back on this event loop: each report, and once when the core has died by itself."""
         loop = asyncio.get_running_loop()
 
         def read() -> None:
@@ -126,6 +135,8 @@ class EngineHost:
                 with contextlib.suppress(RuntimeError):  # the loop closed before us
                     if isinstance(message, CoreLoad):
                         loop.call_soon_threadsafe(on_load, message)
+                    elif isinstance(message, Routed):
+                        loop.call_soon_threadsafe(on_routed, message)
                     elif isinstance(message, EngineFailed):
                         self.failure = message
                         loop.call_soon_threadsafe(on_failure, message)

@@ -53,6 +53,15 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     decode_tokens: int = 0  # tokens computed for requests past their prompt: one each in a step
 
 
+class ExpertLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica's experts were given in its last minute. `tokens`: int64, little-endian, [layers, experts]."""
+
+    seconds: float  # that the tokens came in
+    layers: int  # MoE layers, in the order of the replica's `shards`
+    experts: int
+    tokens: bytes
+
+
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine core holds now; sent on change, at most 20 times a second, and every second when idle."""
 
@@ -65,6 +74,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     # Prefix-cache blocks (as in `Ticket.blocks`) that appeared and went since the report before; the core's KV events.
     stored: tuple[int, ...] = ()
     removed: tuple[int, ...] = ()
+    experts: ExpertLoad | None = None  # every few seconds, if there was something
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,11 +16,13 @@ import msgspec
 import ray
 from ray import serve
 
+from experts.load import LoadWindow
 from replicas.core import CoreLoad
-from replicas.core_host import IDLE_LOOK_S
+from replicas.core_host import IDLE_LOOK_S, Routed
 from replicas.engine_host import EngineFailed, EngineHost
 from replicas.engine_spec import EngineSpec
-from replicas.messages import LoadReport, ReplicaInfo
+from replicas.expert_metrics import ExpertMetrics
+from replicas.messages import ExpertLoad, LoadReport, ReplicaInfo
 from replicas.router_handle import find_router
 
 logger = logging.getLogger("ray.serve")
@@ -60,8 +62,11 @@ class Replica:
         self._heard = time.monotonic()  # from the core
         self._stored: deque[int] = deque(maxlen=KEPT_EVENTS)
         self._removed: deque[int] = deque(maxlen=KEPT_EVENTS)
+        self._routed = LoadWindow()
+        self._experts: ExpertLoad | None = None  # not told to the router yet
+        self._expert_metrics = ExpertMetrics(ready.shards)
         self._changed = asyncio.Event()
-        self._host.watch(self._on_load, self._on_failure)
+        self._host.watch(self._on_load, self._on_failure, self._on_routed)
         self._reporting = asyncio.create_task(self._report())
 
     def _on_load(self, load: CoreLoad) -> None:
@@ -69,6 +74,15 @@ class Replica:
         self._heard = time.monotonic()
         self._stored.extend(load.stored)
         self._removed.extend(load.removed)
+        self._changed.set()
+
+    def _on_routed(self, routed: Routed) -> None:
+        tokens, seconds = self._routed.add(time.monotonic(), routed.tokens)
+        self._expert_metrics.set(tokens)
+        layers, experts = tokens.shape
+        self._experts = ExpertLoad(
+            seconds=seconds, layers=layers, experts=experts, tokens=tokens.astype("<i8").tobytes()
+        )
         self._changed.set()
 
     def _silent_for_s(self) -> float:
@@ -115,6 +129,7 @@ class Replica:
 
     def _load_report(self) -> LoadReport:
         load, info = self._load, self._info
+        experts, self._experts = self._experts, None
         return LoadReport(
             replica_id=info.replica_id,
             epoch=info.epoch,
@@ -124,6 +139,7 @@ class Replica:
             work=load.work,
             stored=_taken(self._stored),
             removed=_taken(self._removed),
+            experts=experts,
         )
 
     def check_health(self) -> None:

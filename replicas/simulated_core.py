@@ -142,5 +142,8 @@ class SimulatedCore:
     def placement(self) -> tuple[()]:
         return ()
 
+    def routed_tokens(self) -> None:
+        """It has no experts."""
+
     def shutdown(self) -> None:
         """Nothing to free."""

@@ -15,13 +15,21 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from experts.placement import ShardPlacement
-from experts.vllm_plugin import expert_placement, fork_workers
+from experts.vllm_plugin import (
+    count_routed_tokens,
+    expert_placement,
+    fork_workers,
+    routed_tokens,
+    stop_counting_routed_tokens,
+)
 from replicas.core import CoreLoad, RequestRejected, StepOutput
 from replicas.engine_spec import EngineSpec
 from replicas.messages import Capacity, Work
 from replicas.wire import Buffer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from vllm.engine.arg_utils import AsyncEngineArgs
 
 _DELIVERED = "moray_delivered"  # in a request's extra_args, on its way from scheduler to worker: output token ids
@@ -324,6 +332,14 @@ class VllmCore:
 
     def placement(self) -> tuple[ShardPlacement, ...]:
         return tuple(self._core.collective_rpc(expert_placement))
+
+    def routed_tokens(self) -> "NDArray[np.int64] | None":
+        told = self._core.collective_rpc(routed_tokens)
+        return next((counts for counts in told if counts is not None), None)
+
+    def count_routed_tokens(self, on: bool) -> None:
+        """For benches: replicas count from the start, and go on."""
+        self._core.collective_rpc(count_routed_tokens if on else stop_counting_routed_tokens)
 
     def shutdown(self) -> None:
         """Nothing: this process ends next, and its workers with it. vLLM's own takes 3-8 s to free what that frees."""

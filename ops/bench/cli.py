@@ -58,6 +58,23 @@ def transport(
 
 
 @app.command()
+def counting(
+    rounds: Annotated[int, typer.Option(min=4, help="Rounds; each alternates between both ways.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """What counting the experts' load costs an engine, on the embedded model and this machine's CPU.
+
+    overhead_N: CPU time of the same requests with counting over without, less one, N at a time: the median of the
+    rounds, and its middle half as spread. asking_share_N: of the engine's time, what telling the counts takes.
+
+    Example: moray bench counting --json
+    """
+    from ops.bench.counting import measure
+
+    _show("moray bench counting", measure(rounds, _reporter(as_json)), as_json)
+
+
+@app.command()
 def router(
     seconds: Annotated[float, typer.Option(min=2, help="Seconds of 500 tickets each.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the core alone, 10 and 1,000 replicas in turns.")] = 3,

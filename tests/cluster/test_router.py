@@ -1,12 +1,15 @@
 """RouterState: who is known, who has gone silent, and what a router that restarted is told."""
 
 import msgspec
+import numpy as np
 import pytest
 
 from cluster.batching import ContinuousBatcher, Policy
 from cluster.router import HEARTBEAT_TIMEOUT_S, RouterState
+from experts.placement import ShardPlacement
 from replicas.messages import (
     Capacity,
+    ExpertLoad,
     Grant,
     Inbox,
     LoadReport,
@@ -293,3 +296,46 @@ def test_replicas_that_are_gone_leave_nothing_behind(lives):
         router.state.leave(f"r{n}", 1, router.now)
         router.state.report(report(f"r{n}"), router.now)
     assert router.state._heard == router.state._roster == {}
+
+
+# -- experts ----------------------------------------------------------------------------------------------------------
+
+
+def shard(rank: int, *ids: int) -> ShardPlacement:
+    layer = {"model.layers.0.mlp.experts": ids}
+    return ShardPlacement(tp_rank=rank, ep_rank=rank, ep_size=2, pid=7, experts=layer, expert_bytes=1)
+
+
+def sharded(replica_id: str) -> ReplicaInfo:
+    return msgspec.structs.replace(info(replica_id), shards=(shard(0, 0, 1), shard(1, 2, 3)))
+
+
+def told(replica_id: str, *tokens: int, epoch: int = 1) -> LoadReport:
+    load = ExpertLoad(seconds=5.0, layers=1, experts=len(tokens), tokens=np.array([tokens], "<i8").tobytes())
+    return msgspec.structs.replace(report(replica_id, epoch), experts=load)
+
+
+def test_experts_loads_are_summed_over_replicas_and_split_by_shard() -> None:
+    router = Router(sharded("a"), sharded("b"))
+    assert router.state.experts() == {"layers": [], "tokens": [], "seconds": 0.0, "replicas": []}
+    router.state.report(told("a", 6, 0, 1, 1), router.now)
+    router.state.report(told("b", 1, 1, 1, 1), router.now)
+    router.state.report(report("b"), router.now)  # without news: what it told last stays
+    found = router.state.experts()
+    assert (found["layers"], found["tokens"]) == (["model.layers.0.mlp.experts"], [[7, 1, 2, 2]])
+    assert found["replicas"][0] == {
+        "id": "a",
+        "seconds": 5.0,
+        "tokens": 8,
+        "shards": [{"rank": 0, "tokens": 6.0}, {"rank": 1, "tokens": 2.0}],
+        "shard_max_over_mean": [1.5],
+    }
+
+
+def test_a_replica_that_left_has_no_experts_and_a_stranger_is_not_believed() -> None:
+    router = Router(sharded("a"))
+    router.state.report(told("a", 1, 1, 1, 1), router.now)
+    router.state.report(told("a", 9, 9, 9, 9, epoch=0), router.now)
+    assert router.state.experts()["tokens"] == [[1, 1, 1, 1]]
+    router.state.leave("a", 1, router.now)
+    assert router.state.experts()["replicas"] == []

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -68,6 +69,48 @@ def test_shards_sum_to_the_unsharded_layer(routing: tuple[list[list[int]], int, 
             total += experts_output(x, weights[held], local_ids.long(), local_weights.double())
 
     torch.testing.assert_close(total, experts_output(x, weights, ids.long(), topk_weights.double()))
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]]]:
+    """Chosen experts [tokens, top_k], and the experts in each shard's slots, copies on one shard or several."""
+    experts, shards = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    spare = draw(st.integers(0, 6))
+    slots = -((experts + spare) // -shards)
+    extra = shards * slots - experts
+    held = draw(
+        st.permutations([*range(experts), *draw(st.lists(st.integers(0, experts - 1), min_size=extra, max_size=extra))])
+    )
+    top_k = draw(st.integers(1, min(experts, 3)))
+    token = st.lists(st.integers(0, experts - 1), min_size=top_k, max_size=top_k, unique=True)
+    chosen = draw(st.lists(token, min_size=1, max_size=12))
+    return chosen, [held[shard * slots : (shard + 1) * slots] for shard in range(shards)]
+
+
+@given(plans())
+def test_each_choice_has_weight_on_one_shard_and_copies_take_turns(
+    plan: tuple[list[list[int]], list[list[int]]],
+) -> None:
+    chosen, shards = plan
+    ids, many = torch.tensor(chosen, dtype=torch.int32), torch.full((60, 1), chosen[0][0], dtype=torch.int32)
+    experts = 1 + max(max(held) for held in shards)
+    total = torch.zeros(ids.shape)
+    for shard, held in enumerate(shards):
+        expert_map = torch.full((experts,), -1, dtype=torch.int32)
+        expert_map[held] = torch.arange(len(held), dtype=torch.int32)
+        copies = vllm_plugin.copies_of(np.array(shards), experts, shard)
+        local_ids, weights = map_topk(ids, torch.ones(ids.shape), expert_map, copies)
+        total += weights
+        taken = [
+            (held[slot], expert)
+            for slot, expert, weight in zip(local_ids.flatten(), ids.flatten(), weights.flatten(), strict=True)
+            if weight
+        ]
+        assert all(found == expert for found, expert in taken)
+
+        share = map_topk(many, torch.ones(60, 1), expert_map, copies)[1].mean().item()
+        assert share == pytest.approx(held.count(chosen[0][0]) / sum(h.count(chosen[0][0]) for h in shards), abs=0.05)
+    assert (total == 1).all()
 
 
 def test_mapping_leaves_its_arguments_alone() -> None:
@@ -175,15 +218,21 @@ def run_python(code: str, path: Path | None = None) -> "subprocess.CompletedProc
 
 @pytest.fixture
 def fake_vllm(tmp_path: Path) -> Path:
-    """A package `vllm` with just the two modules that the plugin knows, and a load_model that imports the kernels."""
+    """A package `vllm` with just the modules that the plugin knows first, and a load_model that imports the kernels."""
     files = {
         "vllm/__init__.py": "__version__ = '0.99.1'",
-        "vllm/v1/worker/cpu_worker.py": """
-            class CPUWorker:
+        "vllm/v1/worker/gpu_worker.py": """
+            from types import SimpleNamespace
+            class Worker:
+                device_config = SimpleNamespace(device=SimpleNamespace(type="cpu"))
                 def __init__(self, config): self.parallel_config = config
                 def load_model(self, *, load_dummy_weights=False):
                     from vllm.model_executor.layers.fused_moe.experts import cpu_moe
                     return getattr(cpu_moe, "CPUUnquantizedExperts", None)
+        """,
+        "vllm/v1/worker/cpu_worker.py": """
+            from vllm.v1.worker.gpu_worker import Worker
+            class CPUWorker(Worker): ...
         """,
         "vllm/model_executor/layers/fused_moe/experts/cpu_moe.py": """
             class CPUUnquantizedExperts:
@@ -219,7 +268,7 @@ def test_registering_imports_and_patches_nothing() -> None:
         import sys
         from experts.vllm_plugin import register
         register(); register()
-        hooks = [type(finder).__name__ for finder in sys.meta_path].count("_CpuWorkerHook")
+        hooks = [type(finder).__name__ for finder in sys.meta_path].count("_WorkerHook")
         print(hooks, "torch" in sys.modules, "vllm" in sys.modules)
     """)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from replicas.core import CoreLoad, RequestRejected, StepOutput
 from replicas.core_host import Failed, Ready, Stop, hang_up, host_core
@@ -149,6 +150,10 @@ class ScriptedCore:
 
     def placement(self) -> tuple[()]:
         return ()
+
+    def routed_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """One layer with one expert, which is given everything."""
+        return np.array([[self.prefill_tokens + self.decode_tokens]])
 
     def shutdown(self) -> None:
         self.was_shut_down = True

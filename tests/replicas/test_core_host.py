@@ -9,8 +9,9 @@ import msgspec
 import pytest
 from scripted_core import REFUSED, Client, Hosted, ScriptedCore, continuation, spec, until
 
+from replicas import core_host
 from replicas.core import CoreLoad
-from replicas.core_host import Failed, host_core
+from replicas.core_host import Failed, Routed, host_core
 from replicas.wire import Kind
 
 
@@ -224,6 +225,25 @@ async def test_a_core_that_hangs_in_its_first_step_has_said_that_it_has_work(hos
 
 def loads(host: Hosted) -> list[CoreLoad]:
     return [message for message in host.said() if isinstance(message, CoreLoad)]
+
+
+async def test_what_experts_were_given_is_told_now_and_then_and_once_more_when_idle(hosted, monkeypatch):
+    monkeypatch.setattr(core_host, "ROUTED_INTERVAL_S", 0.1)
+    monkeypatch.setattr(core_host, "IDLE_LOOK_S", 0.05)
+    host = hosted(step_s=0.002)
+    client = await Client.to(host)
+    client.add("r", [1, 2, 3], max_tokens=300)
+    said = []
+    await until(lambda: said.extend(host.said()) or "r" in client.finished, limit_s=10)
+    await until(lambda: said.extend(host.said()) or routed(said)[-1:] == [303], limit_s=5)
+    counts = routed(said)
+    assert counts == sorted(counts) and 3 <= len(counts) < host.core.steps / 3
+    await asyncio.sleep(0.3)
+    assert routed(host.said()) == []  # nothing new
+
+
+def routed(said: list[object]) -> list[int]:
+    return [int(message.tokens.sum()) for message in said if isinstance(message, Routed)]
 
 
 async def test_load_is_reported_on_change_and_not_too_often(hosted):

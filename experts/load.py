@@ -1,0 +1,62 @@
+"""The experts' load: tokens that each one was given in the last minute, and how even that is. Pure, numpy.
+
+`tokens` is everywhere int [layer, expert]: how often a layer's gate chose an expert. A token counts top-k times.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experts.placement import ShardPlacement
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+WINDOW_S = 60.0
+
+
+class RecentLoad(NamedTuple):
+    """What was routed in the last seconds."""
+
+    tokens: Ints
+    seconds: float
+
+
+class LoadWindow:
+    """Makes the last `window_s` seconds' load of counts that only grow."""
+
+    def __init__(self, window_s: float = WINDOW_S) -> None:
+        self._window_s = window_s
+        self._counts: deque[tuple[float, Ints]] = deque()
+
+    def add(self, now: float, counts: Ints) -> RecentLoad:
+        """The counts as they are at `now`, a second of any clock. The first ones are only where it begins."""
+        while len(self._counts) > 1 and self._counts[1][0] <= now - self._window_s:
+            self._counts.popleft()
+        self._counts.append((now, counts))
+        began, at_first = self._counts[0]
+        return RecentLoad(counts - at_first, now - began)
+
+
+def shard_tokens(tokens: Ints, shards: Sequence[ShardPlacement]) -> Floats:
+    """[layer, shard]: what each shard computes; an expert with copies on several is taken to be split evenly."""
+    layers, experts = tokens.shape
+    holds = np.zeros((len(shards), layers, experts))
+    for index, shard in enumerate(shards):
+        for layer, ids in enumerate(shard.experts.values()):
+            holds[index, layer, list(ids)] = 1.0
+    each = tokens / np.maximum(holds.sum(0), 1.0)
+    computed: Floats = np.einsum("sle,le->ls", holds, each)
+    return computed
+
+
+def imbalance(load: NDArray[np.int64] | Floats) -> Floats:
+    """By layer, the largest over the mean of [layer, whatever]; 1 is even, and so is a layer without any load."""
+    mean = load.mean(1)
+    uneven: Floats = np.divide(load.max(1), mean, out=np.ones(len(mean)), where=mean > 0)
+    return uneven
