@@ -55,12 +55,65 @@ def memory(pid: int) -> dict[str, int]:
 
 def damage(worker: Any, kind: str) -> None:
     """What sharding can get wrong, done on purpose. Goes to the workers by value: they do not import this file."""
-    layers = [module for module in worker.get_model().modules() if "expert_map_manager" in vars(module)]
+    layers = moe_layers(worker)
     for layer in layers:
         whole = layer.expert_map_manager.expert_map
         layer._expert_map = whole.roll(len(whole) // 2) if kind == "rotated" else whole.clone()
     if kind == "lost":  # one expert of the deepest layer is on no shard
         layers[-1]._expert_map[1] = -1
+
+
+def capture(worker: Any) -> None:
+    """Has vLLM note every choice as it does for `enable_return_routed_experts`.
+
+    That itself wants vLLM's V2 model runner, which has no CPU version: this is what fills a request's `routed_experts`.
+    """
+    import torch
+    from vllm.model_executor.layers.fused_moe import routed_experts_capturer as vllm_capture
+
+    made = vllm_capture.RoutedExpertsCapturer(max_num_batched_tokens=1024, vllm_config=worker.vllm_config)
+    vllm_capture.bind_routed_experts_capturer(worker.get_model(), made)
+    worker.chosen = torch.zeros(made.device_buffer.shape[1], 64, dtype=torch.int64)
+    execute = worker.model_runner.execute_model
+
+    def execute_and_note(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        result = execute(scheduled, *args, **kwargs)
+        rows = made.snapshot_routing_data(scheduled.total_num_scheduled_tokens)
+        for layer in range(rows.shape[1]):
+            worker.chosen[layer] += torch.bincount(rows[:, layer].flatten().int(), minlength=64)
+        return result
+
+    worker.model_runner.execute_model = execute_and_note
+
+
+def captured(worker: Any) -> list[list[int]]:
+    """[layer][expert]."""
+    return worker.chosen[:, : int(worker.chosen.sum(0).nonzero().max()) + 1].tolist()
+
+
+def watch(worker: Any) -> None:
+    """Counts the choices that this shard's kernel is to compute, as the plugin hands them to it."""
+    from experts import vllm_plugin
+
+    handed = vllm_plugin.map_topk
+    worker.computed = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        ids, weights = handed(*args, **kwargs)
+        worker.computed.append(int((weights != 0).sum()))
+        return ids, weights
+
+    vllm_plugin.map_topk = watched
+
+
+def computed(worker: Any) -> list[int]:
+    """By layer: the kernels are called in the model's order, once a step."""
+    layers = len(moe_layers(worker))
+    return [sum(worker.computed[layer::layers]) for layer in range(layers)]
+
+
+def moe_layers(worker: Any) -> list[Any]:
+    return [module for module in worker.get_model().modules() if "expert_map_manager" in vars(module)]
 
 
 def generate(core: Any, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
@@ -111,26 +164,35 @@ def run(job: dict[str, Any], reply: TextIO) -> None:
 
     Job: model, shards, expert_parallel (default; else each expert is split over them), fork (default; else spawn),
     prompts, max_tokens, damages (one more run for each), hold (seconds, at the end), bind (VLLM_CPU_OMP_THREADS_BIND;
-    default: CPUs of its own for each shard).
+    default: CPUs of its own for each shard), plan (file of an expert plan), capture (count by vLLM's own means, too).
     """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor import Executor
 
     from experts.placement import omp_binding
-    from experts.vllm_plugin import expert_placement, fork_workers
+    from experts.vllm_plugin import COUNT_EXPERTS, EXPERT_PLAN, expert_placement, fork_workers, routed_tokens
 
     began = time.time()
     shards = job["shards"]
     cpus = sorted(os.sched_getaffinity(0))
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = job.get("bind") or (omp_binding(shards, cpus) if shards > 1 else "nobind")
+    os.environ |= {COUNT_EXPERTS: "1", EXPERT_PLAN: job.get("plan", "")}
     config = EngineArgs(**engine_args(job["model"], shards, job.get("expert_parallel", True))).create_engine_config()
     if shards > 1 and job.get("fork", True):
         fork_workers()
     core = EngineCore(config, Executor.get_class(config), log_stats=False)
     ready = time.time()
     prompts = job.get("prompts", [[1]])
-    runs = {"first": generate(core, prompts[:1], 1), "whole": generate(core, prompts, job.get("max_tokens", 1))}
+    runs = {"first": generate(core, prompts[:1], 1)}
+    before = core.collective_rpc(routed_tokens)[0]
+    if job.get("capture"):
+        core.collective_rpc(capture)
+    if "plan" in job:
+        core.collective_rpc(watch)
+    runs["whole"] = generate(core, prompts, job.get("max_tokens", 1))
+    counted = [None if counts is None else (counts - before).tolist() for counts in core.collective_rpc(routed_tokens)]
+    by_vllm = core.collective_rpc(captured)[0] if job.get("capture") else None
     for kind in job.get("damages", []):
         core.collective_rpc(damage, args=(kind,))
         core.reset_prefix_cache()
@@ -140,6 +202,9 @@ def run(job: dict[str, Any], reply: TextIO) -> None:
         "runs": runs,
         "ready_s": ready - began,
         "first_token_s": runs["first"]["first"] - began,
+        "counted": counted,
+        "computed": core.collective_rpc(computed) if "plan" in job else None,
+        "captured": by_vllm,
         "placement": [{name: getattr(shard, name) for name in shard.__struct_fields__} for shard in placement],
         "pid": os.getpid(),
         "memory": {pid: memory(pid) for pid in {os.getpid(), *(shard.pid for shard in placement)}},

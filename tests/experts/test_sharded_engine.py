@@ -1,18 +1,17 @@
 """Experts sharded over two CPU processes answer as one process does: real vLLM engines, float32, greedy."""
 
-import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import random_moe
+from engines import differences, engines
 
 from experts.placement import ShardPlacement, uncovered_experts
 from experts.tiny_r1 import checkpoint_path
@@ -25,7 +24,6 @@ pytestmark = [
     ),
 ]
 
-HERE = Path(__file__).parent
 MAX_TOKENS = 24
 
 
@@ -36,40 +34,6 @@ def prompts(model: str, count: int) -> list[list[int]]:
         sums = [f"{rng.randrange(1000)}{rng.choice('+-')}{rng.randrange(1000)}" for _ in range(count)]
         return [[*encode_prompt([(USER, text)]), TOKEN_ID[THINK]] for text in sums]
     return [[rng.randrange(256) for _ in range(rng.randrange(4, 40))] for _ in range(count)]
-
-
-def start(jobs: list[dict[str, Any]]) -> "subprocess.Popen[str]":
-    engines = subprocess.Popen(
-        [sys.executable, str(HERE / "engine_process.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert engines.stdin is not None
-    engines.stdin.write(json.dumps(jobs))
-    engines.stdin.close()
-    return engines
-
-
-def replies(engines: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
-    assert engines.stdout is not None
-    for line in engines.stdout:
-        yield json.loads(line)
-
-
-def differences(one: dict[str, Any], sharded: dict[str, Any], tolerance: float = 1e-3) -> list[str]:
-    """Why these two runs are not the same model; empty when every token is equal and every logprob within tolerance."""
-    found = []
-    for index, (expected, got) in enumerate(zip(one["tokens"], sharded["tokens"], strict=True)):
-        if expected != got:
-            at = next(i for i, (a, b) in enumerate(zip(expected, got, strict=True)) if a != b)
-            found.append(f"prompt {index}: token {at} is {got[at]}, not {expected[at]}")
-            continue
-        gap = max(abs(a - b) for a, b in zip(one["logprobs"][index], sharded["logprobs"][index], strict=True))
-        if gap > tolerance:
-            found.append(f"prompt {index}: a logprob is off by {gap:.2g}")
-    return found
 
 
 MODELS = {"tiny_r1": 200, "qwen2_moe": 40, "olmoe": 40, "deepseek_v3": 20}
@@ -89,23 +53,16 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[dict[
     vLLM 0.32.0's MLA on CPU answers differently when its heads or its batch are cut differently, without any sharding
     of ours (alone or among 40, 40 of 40 prompts differ in one process), so one process is no reference for two.
     """
-    sys.path.insert(0, str(HERE))  # tests are no package
-    import random_moe
-
     folder = tmp_path_factory.mktemp("models")
     jobs = []
     for model, count in MODELS.items():
         path = checkpoint_path() if model == "tiny_r1" else random_moe.write(model, folder / model)
-        common = {"model": str(path), "prompts": prompts(model, count), "max_tokens": MAX_TOKENS}
+        common = {"model": str(path), "prompts": prompts(model, count), "max_tokens": MAX_TOKENS, "capture": True}
         whole = {"shards": 2, "expert_parallel": False} if model == "deepseek_v3" else {"shards": 1}
         jobs += [common | whole, common | {"shards": 2, "damages": ["lost", "rotated"]}]
     jobs += [{"model": str(checkpoint_path()), **hold} for hold in HOLD.values()]
-    engines = start(jobs)
-    found = replies(engines)
-    next(found)  # the import's time
-    yield found
-    os.killpg(engines.pid, signal.SIGKILL)
-    engines.wait()
+    with engines(jobs) as replies:
+        yield replies
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +107,18 @@ def test_the_placement_is_read_from_the_workers(results: Results, model: str) ->
     rotated = [(expert + experts // 2) % experts for expert in range(half)]
     assert all(sorted(ids) == sorted(rotated) for ids in shards[0].experts.values())
     assert sum(shard.expert_bytes for shard in shards) == sum(shard.expert_bytes for shard in whole)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("how", ["whole", "sharded"])
+def test_what_each_expert_is_given_is_what_vllm_captures(results: Results, model: str, how: str) -> None:
+    run = results[model][how]
+    counted, others = run["counted"][0], run["counted"][1:]
+
+    assert all(counts is None for counts in others), "all shards route the same tokens: one counts"
+    dense = 1 if model == "deepseek_v3" else 0  # vLLM captures a row for every layer
+    assert counted == [layer[: EXPERTS[model]] for layer in run["captured"][dense:]]
+    assert sum(map(sum, counted)) > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
