@@ -1,4 +1,4 @@
-"""The experts' load as metrics, on Ray's metrics port; Ray adds which replica it is.
+"""The experts' load as metrics, on Ray's metrics port; Ray prefixes "ray_" and adds the replica.
 
 A series for each layer and each shard, none for each expert: 61 layers of 256 would be 15,616 a replica. Those are what
 `moray experts` shows.
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from ray.util.metrics import Gauge
+from ray.serve.metrics import Gauge
 
 from experts.load import imbalance, shard_tokens
 from experts.placement import ShardPlacement

@@ -1,0 +1,81 @@
+"""The experts' load of a running session: `moray experts`, and as metrics on Ray's port."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from replicas.expert_metrics import EXPERT_IMBALANCE, SHARD_IMBALANCE, SHARD_SHARE
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+LAYERS, EXPERTS, TOP_K = 4, 8, 2
+
+
+def ask(url: str, tokens: int) -> int:
+    """Tokens that went through the model."""
+    body = {"model": "tiny-r1", "prompt": "12+34", "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    usage = httpx.post(f"{url}/v1/completions", json=body, timeout=60).raise_for_status().json()["usage"]
+    return int(usage["total_tokens"])
+
+
+def samples(session: Any) -> dict[str, dict[str, float]]:
+    """Moray's gauges on Ray's metrics port: name -> layer or shard -> value."""
+    found: dict[str, dict[str, float]] = {}
+    agents = (psutil.Process(p.pid) for p in session.processes())
+    ports = {
+        c.laddr.port for agent in agents if "Dashboard" in agent.name() for c in agent.net_connections() if not c.raddr
+    }
+    for port in ports:
+        try:
+            text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).raise_for_status().text
+        except httpx.HTTPError:  # the agent's other ports
+            continue
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name.startswith("ray_moray_"):
+                    key = sample.labels.get("layer") or sample.labels["shard"]
+                    found.setdefault(sample.name.removeprefix("ray_"), {})[key] = sample.value
+    return found
+
+
+def test_every_tokens_experts_are_counted(sharded: Any, eventually: Callable[..., Any]) -> None:
+    ask(sharded.url, 4)  # the window begins with the first count that is told
+
+    def told() -> dict[str, Any]:
+        return json.loads(sharded.moray("experts", "--json").stdout)
+
+    before = eventually(lambda: told() if told()["tokens"] else None, 15, "the first count")
+    went_through = ask(sharded.url, 300)
+    # The last token is sampled, but never fed to the model.
+    new = LAYERS * TOP_K * (went_through - 1)
+
+    def total(report: dict[str, Any]) -> int:
+        return int(sum(map(sum, report["tokens"])))
+
+    after = eventually(lambda: report if total(report := told()) - total(before) >= new else None, 15, "the next count")
+    assert total(after) - total(before) == new
+    assert (len(after["tokens"]), {len(layer) for layer in after["tokens"]}) == (LAYERS, {EXPERTS})
+    (replica,) = after["replicas"]
+    assert sum(shard["tokens"] for shard in replica["shards"]) == pytest.approx(total(after), abs=1)
+    assert "choices of an expert" in sharded.moray("experts").stdout
+
+
+def test_their_evenness_is_on_rays_metrics_port(sharded: Any, eventually: Callable[..., Any]) -> None:
+    ask(sharded.url, 200)
+
+    def told() -> dict[str, dict[str, float]] | None:
+        found = samples(sharded)
+        return found if found.get(EXPERT_IMBALANCE, {}).get("0", 0.0) > 1 else None
+
+    found = eventually(told, 30, "the gauges")
+    assert found.keys() == {EXPERT_IMBALANCE, SHARD_IMBALANCE, SHARD_SHARE}
+    assert found[EXPERT_IMBALANCE].keys() == found[SHARD_IMBALANCE].keys() == {str(layer) for layer in range(LAYERS)}
+    assert all(1 <= value <= 2 for value in found[SHARD_IMBALANCE].values())  # of two shards
+    assert sum(found[SHARD_SHARE].values()) == pytest.approx(1.0)
