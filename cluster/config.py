@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cluster.settings import Machine, Settings, contradictions, resolve
+from cluster.resolution import contradictions, resolve
+from cluster.settings import Machine, Settings
 
 __all__ = ["ConfigError", "Loaded", "Machine", "Settings", "load", "setting_keys", "this_machine"]
 
