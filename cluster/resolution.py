@@ -1,4 +1,4 @@
-"""What follows from settings and the machine: values that were left open, and contradictions. Pure."""
+"""What follows from settings and the machine: values that were left open, contradictions, what is lacking. Pure."""
 
 from __future__ import annotations
 
@@ -106,8 +106,6 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
     shards, count = settings.experts.shards, settings.replicas.count
     if settings.ray.address is None and settings.ray.dashboard and settings.gateway.port == settings.ray.dashboard_port:
         found.append(f"gateway.port and ray.dashboard_port are both {settings.gateway.port}: choose another for one")
-    if settings.ray.address is None:
-        found += _beyond_this_machine(settings, machine, shards, count)
     found += _open_to_others(settings.gateway)
     if settings.engine.own_cpu and (
         settings.engine.device != "cpu" or machine.cpus < 2 or not _has_one_engine_here(settings, shards)
@@ -122,6 +120,19 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
             f"engine.host is thread, but experts.expert_parallel is {shards}: each shard is a process of its own; "
             "leave engine.host on process, or set experts.expert_parallel to 1"
         )
+    return found
+
+
+def lacking(settings: Settings, machine: Machine) -> list[str]:
+    """Sentences about what a session with these resolved settings would miss here. Empty: nothing."""
+    found: list[str] = []
+    if settings.model.profile is not None and settings.model.embedded:
+        found.append(
+            f"model.profile is {settings.model.profile}, but no model is given: name its checkpoint by model.path "
+            "(--model DIR); the embedded model needs no profile"
+        )
+    if settings.ray.address is None:
+        found += _beyond_this_machine(settings, machine)
     return found
 
 
@@ -144,12 +155,16 @@ def _is_loopback(host: str) -> bool:
         return False  # a name may stand for any address
 
 
-def _beyond_this_machine(settings: Settings, machine: Machine, shards: int, count: int) -> list[str]:
+def _beyond_this_machine(settings: Settings, machine: Machine) -> list[str]:
+    shards, count = settings.experts.shards, settings.replicas.count
     cpus = settings.ray.num_cpus or machine.cpus
     if settings.engine.device == "cuda":
         gpus = shards * count * (settings.replicas.gpus_per_shard or 0)
         if machine.gpus == 0:
-            return ["engine.device is cuda, but this machine shows no NVIDIA GPU: set engine.device to cpu"]
+            return [
+                "engine.device is cuda, but this machine shows no NVIDIA GPU: set it to cpu, or ray.address to a "
+                "cluster that has some"
+            ]
         if gpus > machine.gpus:
             return [_too_many(shards, count, gpus, "GPUs", machine.gpus)]
     if shards > cpus and settings.engine.device == "cpu":

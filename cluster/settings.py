@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.policies import CONTINUOUS, POLICIES
 
 EMBEDDED_NAME = "tiny-r1"
+PROFILES = ("7b", "16b", "32b")  # cluster/profiles/*.yaml
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class _Group(BaseModel):
 class Model(_Group):
     """Which model is served, and how its answers are parsed."""
 
+    profile: str | None = Field(
+        None,
+        description="Settings for a tier's checkpoint on 8 A100-80GB, under all others that are given: "
+        + ", ".join(PROFILES)
+        + ". `moray plan profile` makes some for other models and GPUs. null: none.",
+    )
     path: Path | None = Field(
         None,
         description="Directory of a Hugging Face checkpoint. A relative path in a YAML file is taken from that file's "
@@ -63,6 +70,13 @@ class Model(_Group):
     tool_call_parser: str | None = Field(
         None, description="vLLM's parser for tool calls, e.g. hermes. null: tool calls are not parsed."
     )
+
+    @field_validator("profile")
+    @classmethod
+    def _known(cls, profile: str | None) -> str | None:
+        if profile is not None and profile not in PROFILES:
+            raise ValueError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}")
+        return profile
 
     @property
     def embedded(self) -> bool:

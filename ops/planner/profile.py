@@ -8,8 +8,6 @@ from experts.sharding import LONG_CONTEXT, Assessment, Demand, assess, legal, re
 from experts.topology import Cluster
 from ops.errors import UserError
 
-CLUSTER = "8xA100-80GB"  # that of the profiles which ship
-
 
 def served(spec: ModelSpec, cluster: Cluster, demand: Demand) -> list[Assessment]:
     """Layouts that our replicas can have, one engine core each."""
@@ -60,4 +58,7 @@ experts:
   expert_parallel: {best.layout.group}
 replicas:
   count: {best.groups}
+router:
+  # Lets prompts in at a pace that keeps it, whatever their length.
+  tpot_slo_s: {demand.tpot_s:g}
 """

@@ -45,8 +45,10 @@ def on_one_h200(sequences: int, prefill: Prefill | None = None, **demand: float)
 
 @pytest.mark.parametrize(
     ("batch", "weights", "measured_ms"),
-    [(1, 2, 4.0), (8, 2, 8.6), (32, 2, 14.9), (64, 2, 17.5), (256, 2, 21.0), (512, 2, 25.5)]
-    + [(1, 1, 3.9), (64, 1, 11.1), (512, 1, 21.6)],
+    [
+        *((1, 2, 4.0), (8, 2, 8.6), (32, 2, 14.9), (64, 2, 17.5), (256, 2, 21.0), (512, 2, 25.5)),
+        *((1, 1, 3.9), (64, 1, 11.1), (512, 1, 21.6)),
+    ],
 )
 def test_decoding_steps_are_those_measured_on_one_h200(batch: int, weights: int, measured_ms: float) -> None:
     """vLLM 0.32, bf16 and int8, 208 tokens of context a sequence."""
