@@ -102,9 +102,7 @@ def check_context(directory: Path, max_model_len: int | None, overrides: Mapping
         allowed = int(allowed * factor)
     if max_model_len <= allowed:
         return []
-    scaling = {"rope_type": "yarn", "factor": -(-max_model_len // allowed), "original_max_position_embeddings": allowed}
-    scaling["rope_theta"] = rope.get("rope_theta", text.get("rope_theta", 10000.0))
-    way_out = json.dumps({"max_position_embeddings": max_model_len, "rope_parameters": scaling})
+    way_out = json.dumps(stretched(text, max_model_len))
     return [
         Problem(
             Flaw.CONTEXT,
@@ -113,6 +111,19 @@ def check_context(directory: Path, max_model_len: int | None, overrides: Mapping
             f"--set engine.extra.hf_overrides='{way_out}'",
         )
     ]
+
+
+def stretched(config: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """vLLM's hf_overrides with which a model whose positions are not scaled yet takes `context` tokens: YaRN's."""
+    rope = config.get("rope_parameters") or {}
+    original = config["max_position_embeddings"]
+    scaling = {
+        "rope_type": "yarn",
+        "factor": context / original,
+        "original_max_position_embeddings": original,
+        "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0)),
+    }
+    return {"max_position_embeddings": context, "rope_parameters": scaling}
 
 
 def _config(directory: Path) -> tuple[dict[str, Any] | None, list[Problem]]:

@@ -4,13 +4,20 @@
 """
 
 import os
+import subprocess
 import sys
+import tempfile
 import time
 
 import msgspec
 
+from ops.errors import UserError
 from replicas.engine_host import build_core, core_environment
 from replicas.engine_spec import EngineSpec
+
+
+class BenchFailed(UserError):
+    """The measurement could not be made, or not honestly."""
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -22,12 +29,47 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """Seconds of wall clock and of CPU (all threads); `ttft_s` is each prompt's, meaningful at concurrency 1."""
+    """Seconds of wall clock and of CPU (all threads). `ttft_s` is each prompt's, `steps_s` each engine step's: both at
+    concurrency 1 only."""
 
     seconds: float
     cpu_s: float
     tokens: int
     ttft_s: list[float]
+    steps_s: list[float] = []
+
+
+class DirectEngine:
+    """This module in a process of its own, as a context manager."""
+
+    def __init__(self, spec_json: str) -> None:
+        self._command = [sys.executable, "-m", "ops.bench.direct_engine", spec_json]
+
+    def __enter__(self) -> "DirectEngine":
+        self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill and stop the engine
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        while (line := self._line()) != "ready\n":
+            if not line:
+                self._log.seek(0)
+                raise BenchFailed(f"the engine alone did not start:\n{self._log.read()[-2000:]}")
+        return self
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def run(self, work: Round) -> Result:
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(work).decode() + "\n")
+        self._process.stdin.flush()
+        return msgspec.json.decode(self._line(), type=Result)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
 
 
 def main() -> None:
@@ -46,6 +88,7 @@ def main() -> None:
         ]
         requests.reverse()
         ttft: list[float] = []
+        steps: list[float] = []
         added: dict[str, float] = {}
         began, cpu = time.perf_counter(), time.process_time()
         in_flight = 0
@@ -53,12 +96,16 @@ def main() -> None:
             while requests and in_flight < work.concurrency:
                 added[core.add(0, requests.pop())] = time.perf_counter()
                 in_flight += 1
-            for output in core.step():
+            stepped = time.perf_counter()
+            outputs = core.step()
+            if work.concurrency == 1:
+                steps.append(time.perf_counter() - stepped)
+            for output in outputs:
                 if work.concurrency == 1 and added:
                     ttft.append(time.perf_counter() - added.popitem()[1])
                 in_flight -= len(output.finished)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        result = Result(seconds, cpu, sum(work.output_tokens), ttft)
+        result = Result(seconds, cpu, sum(work.output_tokens), ttft, steps)
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
         sys.stdout.flush()
 

@@ -6,9 +6,6 @@ both stand side by side, and rounds alternate between them, so that a noisy mach
 
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,16 +18,11 @@ import uvloop
 
 from cluster.app import engine_spec
 from cluster.config import load
-from ops.bench.direct_engine import Result, Round
+from ops.bench.direct_engine import BenchFailed, DirectEngine, Result, Round
 from ops.bench.sse_load import Load, run_load
-from ops.errors import UserError
 from ops.own_session import own_session
 
 CONCURRENCIES = (1, 32, 128)
-
-
-class BenchFailed(UserError):
-    """The measurement could not be made, or not honestly."""
 
 
 def measure(rounds: int, output_tokens: int, stream_interval: int, report: Callable[[str], None]) -> dict[str, Any]:
@@ -44,7 +36,7 @@ def measure(rounds: int, output_tokens: int, stream_interval: int, report: Calla
     settings = load(None, os.environ, overrides).settings
     report("starting the session and, beside it, the engine alone")
     spec = msgspec.json.encode(engine_spec(settings)).decode()
-    with own_session(overrides) as session, _DirectEngine(spec) as direct:
+    with own_session(overrides) as session, DirectEngine(spec) as direct:
         url = session.url
         bodies = {c: _bodies(settings.model.served_name, max(16, 4 * c), output_tokens) for c in CONCURRENCIES}
         prompts = {c: _token_ids(url, bodies[c]) for c in CONCURRENCIES}
@@ -121,39 +113,6 @@ def _token_ids(url: str, bodies: Sequence[dict[str, Any]]) -> list[list[int]]:
             .json()["tokens"]
             for b in bodies
         ]
-
-
-class _DirectEngine:
-    """`ops.bench.direct_engine` in a process of its own."""
-
-    def __init__(self, spec_json: str) -> None:
-        self._command = [sys.executable, "-m", "ops.bench.direct_engine", spec_json]
-
-    def __enter__(self) -> "_DirectEngine":
-        self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill and stop the engine
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
-        )
-        while (line := self._line()) != "ready\n":
-            if not line:
-                self._log.seek(0)
-                raise BenchFailed(f"the engine alone did not start:\n{self._log.read()[-2000:]}")
-        return self
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    def run(self, work: Round) -> Result:
-        assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(work).decode() + "\n")
-        self._process.stdin.flush()
-        return msgspec.json.decode(self._line(), type=Result)
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
 
 
 class _Cpu:

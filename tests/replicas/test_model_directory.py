@@ -209,7 +209,7 @@ def test_a_context_beyond_the_models_is_refused_with_both_ways_out(model):
     assert problem.flaw is Flaw.CONTEXT and "allows 4,096 tokens" in str(problem) and "lower it" in str(problem)
     way_out = json.loads(str(problem).partition("hf_overrides='")[2].removesuffix("'"))
     assert way_out["rope_parameters"] == {
-        "rope_type": "yarn", "factor": 8, "original_max_position_embeddings": 4096, "rope_theta": 5e5,
+        "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096, "rope_theta": 5e5,
     }  # fmt: skip
     assert check_context(directory, 32768, way_out) == []
 
