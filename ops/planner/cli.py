@@ -57,7 +57,7 @@ def shard(
     Layouts: TP tensor-parallel ranks, DP copies of attention with requests of their own, EP experts dealt out whole
     over the group; without EP each expert is cut by its width. tok/s: output tokens of the whole cluster within the
     TPOT, the prefill that belongs to them included. Predicted: efficiencies are fitted to one H200 (within 4% of what
-    was measured there, int8 within 11%); what links cost is not measured.
+    was measured there, int8 within 11%); what links cost is not measured. ops/planner/LAYOUTS.md has more of it.
     """
     from experts.sharding import assess, legal, recommended
 
@@ -93,8 +93,8 @@ def profile(
     from ops.planner.profile import profile as made
 
     given = {"--model": model, "--cluster": cluster}
-    given |= {"--prompt": prompt} if prompt != PROMPT else {}
-    given |= {"--output": output} if output != OUTPUT else {}
+    given |= {"--prompt": str(prompt)} if prompt != PROMPT else {}
+    given |= {"--output": str(output)} if output != OUTPUT else {}
     given |= {"--tpot-ms": f"{tpot_ms:g}"} if tpot_ms != TPOT_MS else {}
     given |= {"--weights": weights} if weights != "bf16" else {}
     command = " ".join(["moray plan profile", *(f"{name} {value}" for name, value in given.items())])
