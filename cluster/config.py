@@ -1,4 +1,4 @@
-"""The one place that reads settings: defaults < YAML file < `MORAY_` variables < command line.
+"""The one place that reads settings: defaults < profile < YAML file < `MORAY_` variables < command line.
 
     loaded = load(Path("moray.yaml"), os.environ, {"gateway.port": 8001})
     loaded.settings.gateway.port, loaded.origins["gateway.port"]    # 8001, "command line"
@@ -14,13 +14,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from cluster.settings import Machine, Settings, contradictions, resolve
+from cluster.resolution import contradictions, lacking, resolve
+from cluster.settings import PROFILES, Machine, Settings
 from experts.vllm_plugin import COUNT_EXPERTS, EXPERT_PLAN
 
 __all__ = ["ConfigError", "Loaded", "Machine", "Settings", "load", "setting_keys", "this_machine"]
@@ -52,6 +54,8 @@ class Loaded:
     settings: Settings
     # Dotted key -> where its value comes from, for every setting.
     origins: Mapping[str, str]
+    # What a session with these settings would miss on this machine; sentences.
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,13 @@ def load(
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
+    to_run: bool = True,
 ) -> Loaded:
     """Effective settings and the origin of each.
 
     Of `env` only the `MORAY_` variables count (None: no environment). `overrides` are dotted keys of the command line;
-    their text values are read as the environment's are. Raises ConfigError with every problem found.
+    their text values are read as the environment's are. Raises ConfigError with every problem found; what is lacking
+    on this machine is one if the settings are `to_run` here, not only to be shown.
     """
     machine = machine or this_machine()
     sources = _Sources()
@@ -96,16 +102,36 @@ def load(
     for key, value in (overrides or {}).items():
         sources.add(key, _parsed(key, value) if isinstance(value, str) else value, COMMAND_LINE)
     by_key = {given.key: given for given in sources.given}
+    if "model.profile" in by_key:
+        by_key = _profile(by_key["model.profile"].value) | by_key
     settings = _validated(by_key, sources.problems)
     if sources.problems or settings is None:
         raise ConfigError(sources.problems)
     resolved = resolve(settings, machine)
-    if problems := contradictions(resolved.settings, machine) + _key_problems(resolved.settings):
+    missing = lacking(resolved.settings, machine)
+    problems = contradictions(resolved.settings, machine) + _key_problems(resolved.settings)
+    if problems := (missing if to_run else []) + problems:
         raise ConfigError(problems)
     origins = dict.fromkeys(setting_keys(), DEFAULT)
     origins |= {key: f"derived ({reason})" for key, reason in resolved.reasons.items()}
     origins |= {key: given.origin for key, given in by_key.items() if key not in resolved.reasons}
-    return Loaded(resolved.settings, origins)
+    return Loaded(resolved.settings, origins, tuple(missing))
+
+
+def _profile(name: Any) -> dict[str, _Given]:
+    """The settings of a profile, by key. None for a name that there is not: the setting's own check refuses it."""
+    if name not in PROFILES:
+        return {}
+    sources, origin = _Sources(), f"profile {name}"
+    tree = yaml.safe_load((files("cluster") / "profiles" / f"{name}.yaml").read_text())
+    for group, leaves in tree.items():
+        for leaf, value in leaves.items():
+            each = {f".{option}": chosen for option, chosen in value.items()} if leaf == "extra" else {"": value}
+            for option, chosen in each.items():
+                sources.add(f"{group}.{leaf}{option}", chosen, origin)
+    if sources.problems:
+        raise ConfigError(sources.problems)
+    return {given.key: given for given in sources.given}
 
 
 def _key_problems(settings: Settings) -> list[str]:

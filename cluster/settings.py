@@ -1,13 +1,12 @@
 """The settings tree: every option of Moray, its unit, its default and why that default.
 
 Values only: nothing here reads a file, the environment or the machine (`cluster.config.load` does). A `Settings()` made
-by hand may still hold `auto` or None where the value follows from the model or the machine; `resolve` fills those in,
-and what `load` returns is always resolved.
+by hand may still hold `auto` or None where the value follows from the model or the machine; `cluster.resolution` fills
+those in, and what `load` returns is always resolved.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from cluster.policies import CONTINUOUS, POLICIES
 
 EMBEDDED_NAME = "tiny-r1"
-# With so many CPUs or fewer, gateway, proxy, router and client want the CPU that the engine is on.
-FEW_CPUS = 4
+PROFILES = ("7b", "16b", "32b")  # cluster/profiles/*.yaml
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,12 @@ class _Group(BaseModel):
 class Model(_Group):
     """Which model is served, and how its answers are parsed."""
 
+    profile: str | None = Field(
+        None,
+        description="Settings for a tier's checkpoint on 8 A100-80GB, under all others that are given: "
+        + ", ".join(PROFILES)
+        + ". `moray plan profile` makes some for other models and GPUs. null: none.",
+    )
     path: Path | None = Field(
         None,
         description="Directory of a Hugging Face checkpoint. A relative path in a YAML file is taken from that file's "
@@ -66,6 +70,13 @@ class Model(_Group):
     tool_call_parser: str | None = Field(
         None, description="vLLM's parser for tool calls, e.g. hermes. null: tool calls are not parsed."
     )
+
+    @field_validator("profile")
+    @classmethod
+    def _known(cls, profile: str | None) -> str | None:
+        if profile is not None and profile not in PROFILES:
+            raise ValueError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}")
+        return profile
 
     @property
     def embedded(self) -> bool:
@@ -327,159 +338,3 @@ class Settings(_Group):
     router: Router = Router()
     ray: Ray = Ray()
     log: Log = Log()
-
-
-@dataclass(frozen=True)
-class Resolved:
-    settings: Settings
-    # Dotted key -> why it has the value that it has, for every key that was filled in.
-    reasons: Mapping[str, str]
-
-
-def resolve(settings: Settings, machine: Machine) -> Resolved:
-    """Fill in what follows from the model and the machine: no `auto`, and no null that has a meaning of its own."""
-    model, engine = settings.model, settings.engine
-    embedded = model.embedded
-    which = "the embedded model" if embedded else "the model's directory"
-    reasons: dict[str, str] = {}
-
-    def filled(key: str, value: Any, unset: object, derived: Any, reason: str) -> Any:
-        if value != unset or derived == unset:
-            return value
-        reasons[key] = reason
-        return derived
-
-    device = filled(
-        "engine.device",
-        engine.device,
-        "auto",
-        "cuda" if machine.gpus else "cpu",
-        f"{machine.gpus} GPUs here" if machine.gpus else "no GPU here",
-    )
-    on_cpu = device == "cpu"
-    units, unit = (machine.cpus, "CPUs") if on_cpu else (machine.gpus, "GPUs")
-    if on_cpu and settings.ray.num_cpus is not None:
-        units = settings.ray.num_cpus
-    shards = filled(
-        "experts.expert_parallel",
-        settings.experts.expert_parallel,
-        None,
-        2 if embedded and units >= 2 * settings.replicas.count else 1,
-        f"{units} {unit} here" if embedded else which,
-    )
-    own_cpu = filled(
-        "engine.own_cpu",
-        engine.own_cpu,
-        None,
-        on_cpu and 2 <= machine.cpus <= FEW_CPUS and _has_one_engine_here(settings, shards),
-        f"{machine.cpus} CPUs here, {settings.replicas.count} replicas of {shards} shards",
-    )
-    small = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "kv_cache_mib": 64} if embedded else {}
-    parser = filled("model.reasoning_parser", model.reasoning_parser, None, "deepseek_r1" if embedded else None, which)
-    resolved = settings.model_copy(
-        update={
-            "model": model.model_copy(
-                update={
-                    "name": filled("model.name", model.name, None, model.served_name, which),
-                    "dtype": filled(
-                        "model.dtype", model.dtype, "auto", "float32" if embedded and on_cpu else "auto", which
-                    ),
-                    "reasoning_parser": None if parser == "none" else parser,
-                }
-            ),
-            "engine": engine.model_copy(
-                update={
-                    "device": device,
-                    "own_cpu": own_cpu,
-                    "enforce_eager": filled("engine.enforce_eager", engine.enforce_eager, None, on_cpu, device),
-                    **{key: filled(f"engine.{key}", getattr(engine, key), None, n, which) for key, n in small.items()},
-                }
-            ),
-            "experts": settings.experts.model_copy(update={"expert_parallel": shards}),
-            "replicas": settings.replicas.model_copy(
-                update={
-                    "gpus_per_shard": filled(
-                        "replicas.gpus_per_shard",
-                        settings.replicas.gpus_per_shard,
-                        None,
-                        0.0 if on_cpu else 1.0,
-                        device,
-                    )
-                }
-            ),
-        }
-    )
-    return Resolved(resolved, reasons)
-
-
-def _has_one_engine_here(settings: Settings, shards: int) -> bool:
-    return settings.ray.address is None and settings.replicas.count == shards == 1
-
-
-def contradictions(settings: Settings, machine: Machine) -> list[str]:
-    """Sentences about resolved settings that cannot all be had. Empty: none."""
-    found: list[str] = []
-    shards, count = settings.experts.shards, settings.replicas.count
-    if settings.ray.address is None and settings.ray.dashboard and settings.gateway.port == settings.ray.dashboard_port:
-        found.append(f"gateway.port and ray.dashboard_port are both {settings.gateway.port}: choose another for one")
-    if settings.ray.address is None:
-        found += _beyond_this_machine(settings, machine, shards, count)
-    found += _open_to_others(settings.gateway)
-    if settings.engine.own_cpu and (
-        settings.engine.device != "cpu" or machine.cpus < 2 or not _has_one_engine_here(settings, shards)
-    ):
-        found.append(
-            "engine.own_cpu is true, but only a local session has such a CPU, for one replica with one shard on a CPU, "
-            f"and a machine with 2 CPUs or more: this is {machine.cpus} CPUs, replicas.count {count}, "
-            f"experts.expert_parallel {shards}, engine.device {settings.engine.device}; leave it null"
-        )
-    if settings.engine.host == "thread" and shards > 1:
-        found.append(
-            f"engine.host is thread, but experts.expert_parallel is {shards}: each shard is a process of its own; "
-            "leave engine.host on process, or set experts.expert_parallel to 1"
-        )
-    return found
-
-
-def _open_to_others(gateway: Gateway) -> list[str]:
-    if gateway.keys_file is not None or gateway.allow_unauthenticated or _is_loopback(gateway.host):
-        return []
-    return [
-        f"gateway.host is {gateway.host}, which other machines can reach, but no API keys are configured: set "
-        "gateway.keys_file (`moray key new --tenant NAME --file keys.yaml` makes one), or gateway.host to 127.0.0.1, "
-        "or gateway.allow_unauthenticated to true if whoever reaches it may use it"
-    ]
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name may stand for any address
-
-
-def _beyond_this_machine(settings: Settings, machine: Machine, shards: int, count: int) -> list[str]:
-    cpus = settings.ray.num_cpus or machine.cpus
-    if settings.engine.device == "cuda":
-        gpus = shards * count * (settings.replicas.gpus_per_shard or 0)
-        if machine.gpus == 0:
-            return ["engine.device is cuda, but this machine shows no NVIDIA GPU: set engine.device to cpu"]
-        if gpus > machine.gpus:
-            return [_too_many(shards, count, gpus, "GPUs", machine.gpus)]
-    if shards > cpus and settings.engine.device == "cpu":
-        return [
-            f"experts.expert_parallel is {shards}, but this machine has {cpus} CPUs: shards that take turns on one CPU "
-            f"stall each other; set it to {cpus} or less"
-        ]
-    wanted = shards * count * settings.replicas.cpus_per_shard
-    return [_too_many(shards, count, wanted, "CPUs", cpus)] if wanted > cpus else []
-
-
-def _too_many(shards: int, count: int, wanted: float, unit: str, there: int) -> str:
-    each = unit.lower() + "_per_shard"
-    return (
-        f"replicas.count {count} x experts.expert_parallel {shards} x replicas.{each} needs {wanted:g} {unit}, "
-        f"but this machine has {there}: the last replica would wait for ever; lower one of them"
-    )

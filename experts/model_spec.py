@@ -58,6 +58,13 @@ class Attention:
         """Floating-point operations of one layer for a query token and a token that it attends to."""
         return 4 * self.heads * self.head_dim
 
+    def prefill_flop_per_pair(self) -> int:
+        return self.flop_per_pair()
+
+    def flop_per_cached_token(self) -> int:
+        """Of one layer and step, before a prompt's chunk can attend to a token that was cached before it."""
+        return 0
+
     def can_split(self, shards: int) -> bool:
         """vLLM's rule: heads divide evenly, KV heads do or are copied evenly."""
         return self.heads % shards == 0 and (self.kv_heads % shards == 0 or shards % self.kv_heads == 0)
@@ -95,6 +102,14 @@ class LatentAttention:
     def flop_per_pair(self) -> int:
         """In the absorbed form, in which it decodes: heads attend to the latent itself."""
         return 2 * self.heads * (2 * self.kv_lora_rank + self.qk_rope_head_dim)
+
+    def prefill_flop_per_pair(self) -> int:
+        """Prompts attend to keys and values of each head, as vLLM computes them."""
+        return 2 * self.heads * (self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim)
+
+    def flop_per_cached_token(self) -> int:
+        """A chunk makes those of all earlier tokens again, from their latents."""
+        return 2 * self.heads * self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
 
     def can_split(self, shards: int) -> bool:
         return self.heads % shards == 0

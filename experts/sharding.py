@@ -5,8 +5,8 @@ and copied over the second, each copy with requests of its own; experts are spli
 (expert parallelism) or each of them by its width (vLLM's rule for MoE layers: docs, "Expert Parallel Deployment").
 The cluster holds as many groups as fit; a lost GPU takes its group, and no other.
 
-Step times are a roofline: what a decoding step reads over the reached bandwidth, or computes over the reached rate,
-whichever is longer, and communication and launches on top. They are predictions; `Efficiency` says from what.
+Step times are sums: what a step reads over the reached bandwidth, computes over the reached rate, sends, and launches.
+They are predictions; `Efficiency` says from what, and ops/planner/LAYOUTS.md how far they can be trusted.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ LONG_CONTEXT = 32_768
 class Efficiency:
     """Shares of the data sheets' figures that are reached, and fixed costs.
 
-    Fitted to one H200 with the 32B tier's shape in bf16 (replicas/step_time.py): 4.4 of 4.8 TB/s, 3.27 ms a step for 48
-    layers, 13.6 us a prompt token. Not measured by us: collectives; 0.8 of a link, and 15 us each to begin, are what
-    NCCL's own tests show on such nodes.
+    Fitted to one H200 with the 32B tier's shape (the fit is that of `replicas/step_time.py`): 4.4 of 4.8 TB/s, 13.6 us
+    of compute a token, and 3.27 ms a step, of which 0.56 are the reading of what is no expert, counted apart here.
+    Reading and computing do not overlap: 512 sequences took longer than 64 by what 448 more tokens compute and read.
+    int8 (Triton, without a tile file of its own) took 21.6 ms at 512: 18 us a token beside its reading. Not measured by
+    us: collectives; 0.8 of a link, and 15 us each to begin, are what NCCL's own tests show on such nodes.
     """
 
     bandwidth: float = 4.4 / 4.8
-    compute: float = 0.5
-    layer_s: float = 3.27e-3 / 48
-    sequence_s: float = 13.1e-6  # each sequence of a step: sampling, its share of kernels
+    compute: float = 0.45
+    compute_int8: float = 0.17
+    layer_s: float = 2.71e-3 / 48
     link: float = 0.8
     collective_s: float = 15e-6
 
@@ -69,6 +71,11 @@ class Layout:
     def group(self) -> int:
         return self.tensor_parallel * self.data_parallel
 
+    @property
+    def one_engine(self) -> bool:
+        """Whether one engine core runs it: what a replica of ours is (the setting experts.expert_parallel)."""
+        return self.data_parallel == 1 and (self.by_expert or self.group == 1)
+
     def __str__(self) -> str:
         data = f" DP{self.data_parallel}" if self.data_parallel > 1 else ""
         experts = f" EP{self.group}" if self.by_expert else ""
@@ -85,21 +92,31 @@ class Layout:
 
 @dataclass(frozen=True)
 class Step:
-    """One decoding step of a group in which every data-parallel rank runs `sequences`."""
+    """One step of a group in which every data-parallel rank decodes `sequences`, prompts computed beside them."""
 
     sequences: int
     weights_s: float  # reading weights
-    kv_s: float
-    compute_s: float
+    attention_s: float  # of the decoding sequences over their KV: reading or computing it, whichever is longer
+    compute_s: float  # of their tokens, attention aside
+    prefill_s: float  # computing prompts, attention included
     communication_s: float
     launch_s: float
-    prefill_s: float  # what the prompts of those who take the places that become free take of it
     node_bytes: float  # sent by one GPU within its node
     network_bytes: float  # and to other nodes
 
     @property
     def seconds(self) -> float:
-        return max(self.weights_s + self.kv_s, self.compute_s) + self.communication_s + self.launch_s + self.prefill_s
+        computed = self.compute_s + self.prefill_s
+        return self.weights_s + self.attention_s + computed + self.communication_s + self.launch_s
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Prompt tokens in a step of a group, and how many tokens of their own each of them attends to, on average."""
+
+    tokens: float
+    earlier: float
+    cached: float = 0.0  # of those, computed in earlier steps
 
 
 @dataclass(frozen=True)
@@ -165,50 +182,73 @@ def kv_bytes_per_token(spec: ModelSpec, layout: Layout, demand: Demand) -> float
     return spec.kv_bytes_per_token(demand.kv_value_bytes, layout.tensor_parallel)
 
 
+def joining(layout: Layout, demand: Demand, sequences: int) -> Prefill:
+    """What a step prefills on average: prompts come as fast as the answers of `sequences` on each rank end."""
+    tokens = sequences * layout.data_parallel * demand.prompt / demand.output
+    return Prefill(tokens, earlier=demand.prompt / 2)
+
+
 def step(
-    spec: ModelSpec, cluster: Cluster, layout: Layout, demand: Demand, sequences: int, efficiency: Efficiency
+    spec: ModelSpec,
+    cluster: Cluster,
+    layout: Layout,
+    demand: Demand,
+    sequences: int,
+    efficiency: Efficiency,
+    prefill: Prefill | None = None,
 ) -> Step:
-    """A step with `sequences` on each data-parallel rank that decode, and prompts as fast as answers end."""
+    """A step in which `sequences` on each data-parallel rank decode; beside them `prefill`, or what is `joining`."""
     gpu, group, together = cluster.gpu, layout.group, sequences * layout.data_parallel
+    prefill = prefill or joining(layout, demand, sequences)
     bandwidth = gpu.bandwidth * efficiency.bandwidth
     # Of the experts a step reads those that any of its tokens is routed to, evenly.
-    touched = 1.0 - (1.0 - spec.top_k / spec.experts) ** together
-    routed = spec.routed_parameters / group * touched
+    touched = 1.0 - (1.0 - spec.top_k / spec.experts) ** (together + prefill.tokens)
+    routed = spec.routed_parameters / group * demand.weight_bytes
     held = weight_bytes(spec, layout, demand.weight_bytes) - spec.embedding_parameters / layout.tensor_parallel * 2.0
-    dense = held - spec.routed_parameters / group * demand.weight_bytes
-    read = max(dense, 0.0) + routed * demand.weight_bytes + spec.vocabulary * spec.hidden / layout.tensor_parallel * 2.0
+    table = spec.vocabulary * spec.hidden / layout.tensor_parallel * 2.0
+    read = max(held - routed, 0.0) + routed * touched + table
     kv = sequences * demand.context * kv_bytes_per_token(spec, layout, demand)
-    per_token = spec.active_parameters - spec.embedding_parameters / (1 if spec.tied_embeddings else 2)
-    attention = spec.layers * spec.attention.flop_per_pair() * demand.context
-    skew = demand.imbalance if layout.by_expert else 1.0
-    flops = together * (2.0 * per_token * skew + attention) / group
-    rate = (gpu.int8_ops if demand.weight_bytes == 1 else gpu.bf16_flops) * efficiency.compute
-    joining = together * demand.prompt / demand.output  # prompt tokens a step
-    prefill_flops = joining * (2.0 * per_token * skew + attention / demand.context * demand.prompt / 2) / group
-    node_bytes, network_bytes, collectives = _communication(spec, cluster, layout, sequences)
+    if demand.weight_bytes == 1:
+        rate = gpu.int8_ops * efficiency.compute_int8 * group
+    else:
+        rate = gpu.bf16_flops * efficiency.compute * group
+    attention_rate = gpu.bf16_flops * efficiency.compute * group
+    token = 2.0 * _passed_parameters(spec, demand.imbalance if layout.by_expert else 1.0)
+    pairs = spec.layers * spec.attention.prefill_flop_per_pair() * prefill.earlier * prefill.tokens
+    again = spec.layers * spec.attention.flop_per_cached_token() * prefill.cached
+    scores = spec.layers * spec.attention.flop_per_pair() * demand.context * together
+    tokens = sequences + prefill.tokens / layout.data_parallel
+    node_bytes, network_bytes, collectives = _communication(spec, cluster, layout, tokens)
     moved_s = node_bytes / (gpu.link * efficiency.link) + network_bytes / (cluster.network * efficiency.link)
     return Step(
         sequences=sequences,
         weights_s=read / bandwidth,
-        kv_s=kv / bandwidth,
-        compute_s=flops / rate,
+        attention_s=max(kv / bandwidth, scores / attention_rate),
+        compute_s=together * token / rate,
+        prefill_s=prefill.tokens * token / rate + (pairs + again) / attention_rate,
         communication_s=moved_s + collectives * efficiency.collective_s,
-        launch_s=spec.layers * efficiency.layer_s + sequences * efficiency.sequence_s,
-        prefill_s=prefill_flops / rate,
+        launch_s=spec.layers * efficiency.layer_s,
         node_bytes=node_bytes,
         network_bytes=network_bytes,
     )
 
 
-def _communication(spec: ModelSpec, cluster: Cluster, layout: Layout, sequences: int) -> tuple[float, float, int]:
-    """(bytes that one GPU sends within its node, to other nodes, collectives) in a step.
+def _passed_parameters(spec: ModelSpec, imbalance: float) -> float:
+    """Those that a token is multiplied with: without the input's table; of routed ones, as on the fullest rank."""
+    routed = spec.moe_layers * spec.top_k * spec.expert_parameters
+    looked_up = 0 if spec.tied_embeddings else spec.vocabulary * spec.hidden
+    return spec.active_parameters - looked_up + (imbalance - 1.0) * routed
+
+
+def _communication(spec: ModelSpec, cluster: Cluster, layout: Layout, tokens: float) -> tuple[float, float, int]:
+    """(bytes that one GPU sends within its node, to other nodes, collectives) in a step of `tokens` on each rank.
 
     A ring all-reduce of n bytes over r ranks sends 2 n (r - 1) / r from each. Attention's is over the tensor-parallel
     ranks; the experts' is too without data parallelism, else tokens are gathered from the whole group before them and
     their outputs scattered back (vLLM's `allgather_reducescatter`, its default).
     """
     tensor, group = layout.tensor_parallel, layout.group
-    activations = sequences * spec.hidden * 2.0
+    activations = tokens * spec.hidden * 2.0
     reduce = 2 * activations * (tensor - 1) / tensor
     tensor_bytes = spec.layers * reduce * (1 if layout.data_parallel > 1 else 2)
     collectives = spec.layers * (2 if layout.data_parallel == 1 else 1) * (tensor > 1)

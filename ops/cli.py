@@ -51,6 +51,9 @@ ModelDir = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="Hugging Face checkpoint. Default: the embedded tiny-r1.")
 ]
 ReplicaCount = Annotated[int | None, typer.Option("--replicas", help="Replicas of the model.")]
+Profile = Annotated[
+    str | None, typer.Option("--profile", metavar="TIER", help="Settings for a tier on 8 A100-80GB: 7b, 16b, 32b.")
+]
 Shards = Annotated[int | None, typer.Option("--expert-parallel", help="Shards of each replica's experts.")]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")]
 Port = Annotated[int | None, typer.Option("--port", "-p", help="Port to listen on. Default: 8000.")]
@@ -58,10 +61,11 @@ Port = Annotated[int | None, typer.Option("--port", "-p", help="Port to listen o
 
 @app.command(
     epilog="Examples: `moray up` · `moray up --model ~/models/Qwen3-30B-A3B --expert-parallel 4` · "
-    "`moray up --port 8001 --detach`"
+    "`moray up --profile 32b --model ~/models/Qwen3-30B-A3B` · `moray up --port 8001 --detach`"
 )
 def up(
     config: Config = None,
+    profile: Profile = None,
     model: ModelDir = None,
     replicas: ReplicaCount = None,
     expert_parallel: Shards = None,
@@ -73,7 +77,7 @@ def up(
     set_: Set = None,
 ) -> None:
     """Start a session: Ray, a router, replicas and gateways. Ctrl-C stops it all."""
-    flags = _flags(model, replicas, expert_parallel, host, port)
+    flags = _flags(profile, model, replicas, expert_parallel, host, port)
     loaded = _load(config, flags, set_)
     from ops.up import check_before_start, detached, foreground
 
@@ -201,9 +205,12 @@ def down(port: WhichPort = None) -> None:
     console.print("stopped")
 
 
-@app.command(epilog="Examples: `moray config` · `MORAY_GATEWAY__PORT=8001 moray config --json`")
+@app.command(
+    epilog="Examples: `moray config` · `moray config --profile 32b` · `MORAY_GATEWAY__PORT=8001 moray config --json`"
+)
 def config(
     config: Config = None,
+    profile: Profile = None,
     model: ModelDir = None,
     replicas: ReplicaCount = None,
     expert_parallel: Shards = None,
@@ -213,11 +220,11 @@ def config(
     explain: Annotated[bool, typer.Option("--explain", help="Say what each setting does.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the effective settings and where each comes from."""
-    loaded = _load(config, _flags(model, replicas, expert_parallel, host, port), set_)
+    """Show the effective settings, where each comes from, and what a session with them would miss here."""
+    loaded = _load(config, _flags(profile, model, replicas, expert_parallel, host, port), set_, to_run=False)
     values = loaded.settings.model_dump(mode="json")
     if as_json:
-        _print_json({"settings": values, "origins": dict(loaded.origins)})
+        _print_json({"settings": values, "origins": dict(loaded.origins), "lacking": list(loaded.lacking)})
         return
     from rich.table import Table
     from rich.text import Text
@@ -231,7 +238,10 @@ def config(
             value = values[group][name]
         row = [Text(key), Text(json.dumps(value)), Text(origin, style="dim" if origin == "default" else "")]
         table.add_row(*row, *([Text(_description(group, name))] if explain else []))
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    for sentence in loaded.lacking:
+        console.print(Text.assemble(("not here: ", "bold yellow"), sentence), soft_wrap=True)
 
 
 @app.command(
@@ -239,6 +249,7 @@ def config(
 )
 def doctor(
     config: Config = None,
+    profile: Profile = None,
     model: ModelDir = None,
     expert_parallel: Shards = None,
     port: Port = None,
@@ -246,7 +257,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check what this machine can run, what is missing, and the way out."""
-    loaded = _load(config, _flags(model, None, expert_parallel, None, port), set_)
+    loaded = _load(config, _flags(profile, model, None, expert_parallel, None, port), set_)
     from ops.doctor import Level, examine
 
     findings = list(examine(loaded.settings))
@@ -352,7 +363,7 @@ def _leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _load(config: Path | None, flags: dict[str, Any], pairs: list[str] | None) -> Loaded:
+def _load(config: Path | None, flags: dict[str, Any], pairs: list[str] | None, to_run: bool = True) -> Loaded:
     """Effective settings; a mistake in them ends the command with the whole list."""
     from cluster.config import ConfigError, load
 
@@ -364,17 +375,23 @@ def _load(config: Path | None, flags: dict[str, Any], pairs: list[str] | None) -
             raise typer.Exit(USAGE_ERROR)
         overrides[key.strip()] = value.strip()
     try:
-        return load(config, os.environ, overrides)
+        return load(config, os.environ, overrides, to_run=to_run)
     except ConfigError as error:
         _say_error(str(error))
         raise typer.Exit(USAGE_ERROR) from None
 
 
 def _flags(
-    model: Path | None, replicas: int | None, expert_parallel: int | None, host: str | None, port: int | None
+    profile: str | None,
+    model: Path | None,
+    replicas: int | None,
+    expert_parallel: int | None,
+    host: str | None,
+    port: int | None,
 ) -> dict[str, Any]:
     """The options that stand for settings, by their keys; those not given are left out."""
     given = {
+        "model.profile": profile,
         "model.path": model,
         "replicas.count": replicas,
         "experts.expert_parallel": expert_parallel,

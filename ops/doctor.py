@@ -18,6 +18,7 @@ from pathlib import Path
 from cluster.config import Settings, this_machine
 from ops.session import PortTakenError, check_port
 from replicas.model_directory import check as check_model
+from replicas.model_directory import check_context
 
 _GIB = 2**30
 # Measured: the embedded model on two shards, with Ray and a gateway, and the page cache of 4 GB of libraries.
@@ -218,6 +219,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 def _model(settings: Settings) -> Iterator[Finding]:
     directory = settings.model.directory
     problems = check_model(directory, settings.experts.shards)
+    problems = problems or check_context(
+        directory, settings.model.max_model_len, settings.engine.extra.get("hf_overrides") or {}
+    )
     for problem in problems:
         yield Finding("model", Level.MISSING, str(problem))
     if not problems:

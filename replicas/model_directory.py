@@ -39,6 +39,7 @@ class Flaw(Enum):
     WEIGHTS = "weights"
     SHARDS = "shards"
     KERNEL = "kernel"
+    CONTEXT = "context"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,47 @@ def check_cpu(directory: Path, int8_experts: bool) -> list[Problem]:
         "package zentorch==2.13.0.1): serve it on CUDA, or serve the checkpoint that it was made of"
     )
     return [Problem(Flaw.KERNEL, text)]
+
+
+def check_context(directory: Path, max_model_len: int | None, overrides: Mapping[str, Any]) -> list[Problem]:
+    """Whether a checkpoint that `check` found whole allows so long a context. `overrides`: vLLM's hf_overrides.
+
+    vLLM's own rule (`_get_and_verify_max_len`, vllm/config/model.py): YaRN's kinds name the scaled length, others'
+    factor comes on top.
+    """
+    config, _ = _config(directory)
+    text = {**text_part(config or {}), **overrides}
+    allowed = text.get("max_position_embeddings")
+    if max_model_len is None or not isinstance(allowed, int):
+        return []
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    if isinstance(factor, int | float) and kind in ("linear", "dynamic"):
+        allowed = int(allowed * factor)
+    if max_model_len <= allowed:
+        return []
+    way_out = json.dumps(stretched(text, max_model_len))
+    return [
+        Problem(
+            Flaw.CONTEXT,
+            f"{directory} allows {allowed:,} tokens of context (max_position_embeddings), model.max_model_len is "
+            f"{max_model_len:,}: lower it, or stretch the model's positions if it was trained for that, for example by "
+            f"--set engine.extra.hf_overrides='{way_out}'",
+        )
+    ]
+
+
+def stretched(config: Mapping[str, Any], context: int) -> dict[str, Any]:
+    """vLLM's hf_overrides with which a model whose positions are not scaled yet takes `context` tokens: YaRN's."""
+    rope = config.get("rope_parameters") or {}
+    original = config["max_position_embeddings"]
+    scaling = {
+        "rope_type": "yarn",
+        "factor": context / original,
+        "original_max_position_embeddings": original,
+        "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0)),
+    }
+    return {"max_position_embeddings": context, "rope_parameters": scaling}
 
 
 def _config(directory: Path) -> tuple[dict[str, Any] | None, list[Problem]]:

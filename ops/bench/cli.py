@@ -195,6 +195,25 @@ def balance(
     _show("moray bench balance", measure(seed, _reporter(as_json)), as_json)
 
 
+@app.command()
+def context(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each alternates between both lengths.")] = 5,
+    output_tokens: Annotated[int, typer.Option(min=2, max=512, help="Tokens that each stream generates.")] = 64,
+    chunk: Annotated[int, typer.Option(min=128, max=32768, help="Prompt tokens in one step.")] = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """What 32K of context costs one stream, on the embedded model's architecture with stretched positions, on a CPU.
+
+    tpot_ratio_32k_vs_1k: time per token of a stream that ends at 32,768 tokens over one that ends at 1,024.
+    prefill_tok_s_at: prompt tokens/s of the chunk that begins at that position; its attention covers all before it.
+
+    Example: moray bench context --rounds 3 --json
+    """
+    from ops.bench.context import measure
+
+    _show("moray bench context", measure(rounds, output_tokens, chunk, _reporter(as_json)), as_json)
+
+
 def _reporter(quiet: bool) -> Any:
     console = Console(stderr=True)
     return lambda line: None if quiet else console.print(line, style="dim", highlight=False)

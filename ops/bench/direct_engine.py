@@ -31,21 +31,20 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """Seconds of wall clock and of CPU (all threads); `ttft_s` is each prompt's, meaningful at concurrency 1.
-
-    `routed`: tokens that each expert was given, [MoE layer][expert]; asking for them took `routed_s`.
-    """
+    """Seconds of wall clock and of CPU (all threads). `ttft_s` is each prompt's, `steps_s` each engine step's: both at
+    concurrency 1 only. `routed`: tokens that each expert was given, [MoE layer][expert]; to ask took `routed_s`."""
 
     seconds: float
     cpu_s: float
     tokens: int
     ttft_s: list[float]
+    steps_s: list[float] = []
     routed: list[list[int]] | None = None
     routed_s: float = 0.0
 
 
 class DirectEngine:
-    """The process, started and spoken to."""
+    """This module in a process of its own, as a context manager."""
 
     def __init__(self, spec_json: str) -> None:
         self._command = [sys.executable, "-m", "ops.bench.direct_engine", spec_json]
@@ -100,6 +99,7 @@ def main() -> None:
             counted = work.count_experts
         before = core.routed_tokens()
         ttft: list[float] = []
+        steps: list[float] = []
         added: dict[str, float] = {}
         began, cpu = time.perf_counter(), time.process_time()
         in_flight = 0
@@ -107,7 +107,11 @@ def main() -> None:
             while requests and in_flight < work.concurrency:
                 added[core.add(0, requests.pop())] = time.perf_counter()
                 in_flight += 1
-            for output in core.step():
+            stepped = time.perf_counter()
+            outputs = core.step()
+            if work.concurrency == 1:
+                steps.append(time.perf_counter() - stepped)
+            for output in outputs:
                 if work.concurrency == 1 and added:
                     ttft.append(time.perf_counter() - added.popitem()[1])
                 in_flight -= len(output.finished)
@@ -116,7 +120,7 @@ def main() -> None:
         after = core.routed_tokens()
         routed_s = time.perf_counter() - asked
         routed = None if before is None or after is None else (after - before).tolist()
-        result = Result(seconds, cpu, sum(work.output_tokens), ttft, routed, routed_s)
+        result = Result(seconds, cpu, sum(work.output_tokens), ttft, steps, routed, routed_s)
         sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
         sys.stdout.flush()
 

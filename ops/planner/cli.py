@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,19 @@ from ops.errors import UserError
 
 if TYPE_CHECKING:
     from experts.model_spec import ModelSpec
-    from experts.sharding import Assessment
+    from experts.sharding import Assessment, Demand
     from experts.topology import Cluster
 
 app = typer.Typer(no_args_is_help=True, help="Plan before you rent: what fits where, and how fast it would be.")
+Model = Annotated[
+    str, typer.Option("--model", help="A tier (7b, 16b, 32b, 671b), a checkpoint's directory, or its config.json.")
+]
+OnCluster = Annotated[str, typer.Option("--cluster", help="GPUSxGPU, or NODESxGPUSxGPU.")]
+Prompt = Annotated[int, typer.Option("--prompt", min=1, help="Prompt tokens of a request, on average.")]
+Output = Annotated[int, typer.Option("--output", min=1, help="Output tokens.")]
+TpotMs = Annotated[float, typer.Option("--tpot-ms", min=0.1, help="Milliseconds a token of a running stream may take.")]
+Weights = Annotated[str, typer.Option("--weights", help="bf16, int8 or fp8.")]
+CLUSTER, PROMPT, OUTPUT, TPOT_MS = "8xA100-80GB", 1024, 256, 50.0
 WEIGHT_BYTES = {"bf16": 2.0, "int8": 1.0, "fp8": 1.0}
 
 
@@ -31,14 +41,12 @@ def plan() -> None:
     "`moray plan shard --model ~/models/Qwen3-30B-A3B --cluster 2x8xH200-141GB --prompt 4096 --json`"
 )
 def shard(
-    model: Annotated[
-        str, typer.Option(help="A tier (7b, 16b, 32b, 671b), a checkpoint's directory, or its config.json.")
-    ] = "32b",
-    cluster: Annotated[str, typer.Option(help="GPUSxGPU, or NODESxGPUSxGPU.")] = "8xA100-80GB",
-    prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens of a request, on average.")] = 1024,
-    output: Annotated[int, typer.Option(min=1, help="Output tokens.")] = 256,
-    tpot_ms: Annotated[float, typer.Option(min=0.1, help="Milliseconds a token of a running stream may take.")] = 50.0,
-    weights: Annotated[str, typer.Option(help="bf16, int8 or fp8.")] = "bf16",
+    model: Model = "32b",
+    cluster: OnCluster = CLUSTER,
+    prompt: Prompt = PROMPT,
+    output: Output = OUTPUT,
+    tpot_ms: TpotMs = TPOT_MS,
+    weights: Weights = "bf16",
     imbalance: Annotated[
         float, typer.Option(min=1.0, help="Tokens of the fullest rank over the mean, under expert parallelism.")
     ] = 1.0,
@@ -48,34 +56,66 @@ def shard(
 
     Layouts: TP tensor-parallel ranks, DP copies of attention with requests of their own, EP experts dealt out whole
     over the group; without EP each expert is cut by its width. tok/s: output tokens of the whole cluster within the
-    TPOT, the prefill that belongs to them included. Predicted by a roofline whose efficiencies are fitted to one H200
-    (within 5% of what was measured there); what links cost is not measured.
+    TPOT, the prefill that belongs to them included. Predicted: efficiencies are fitted to one H200 (within 4% of what
+    was measured there, int8 within 11%); what links cost is not measured. ops/planner/LAYOUTS.md has more of it.
     """
-    from experts.sharding import Demand, assess, legal, recommended
-    from experts.topology import UnknownCluster, parse
+    from experts.sharding import assess, legal, recommended
+
+    spec, machines = _spec(model), _cluster(cluster)
+    demand = dataclasses.replace(_demand(prompt, output, tpot_ms, weights), imbalance=imbalance)
+    found = [assess(spec, machines, layout, demand) for layout in legal(spec, machines)]
+    best = recommended(found)
+    ours = recommended([each for each in found if each.layout.one_engine])
+    if as_json:
+        sys.stdout.write(json.dumps(_as_json(spec, machines, found, best, ours)) + "\n")
+    else:
+        _show(spec, machines, found, best, ours)
+    if best is None:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples: `moray plan profile --model 32b --cluster 4xH100-80GB > moray.yaml`, then "
+    "`moray up --config moray.yaml --model ~/models/Qwen3-30B-A3B`"
+)
+def profile(
+    model: Model = "32b",
+    cluster: OnCluster = CLUSTER,
+    prompt: Prompt = PROMPT,
+    output: Output = OUTPUT,
+    tpot_ms: TpotMs = TPOT_MS,
+    weights: Weights = "bf16",
+) -> None:
+    """Settings for a model on a cluster, as YAML: shards, replicas, step limits, KV memory, 32K of context.
+
+    `moray up --profile 7b`, 16b or 32b takes those of a tier on 8xA100-80GB, which ship with Moray.
+    """
+    from ops.planner.profile import profile as made
+
+    given = {"--model": model, "--cluster": cluster}
+    given |= {"--prompt": str(prompt)} if prompt != PROMPT else {}
+    given |= {"--output": str(output)} if output != OUTPUT else {}
+    given |= {"--tpot-ms": f"{tpot_ms:g}"} if tpot_ms != TPOT_MS else {}
+    given |= {"--weights": weights} if weights != "bf16" else {}
+    command = " ".join(["moray plan profile", *(f"{name} {value}" for name, value in given.items())])
+    sys.stdout.write(made(_spec(model), _cluster(cluster), _demand(prompt, output, tpot_ms, weights), command))
+
+
+def _demand(prompt: int, output: int, tpot_ms: float, weights: str) -> Demand:
+    from experts.sharding import Demand
 
     if weights not in WEIGHT_BYTES:
         raise UserError(f"--weights {weights}: there is no such one; take one of {', '.join(WEIGHT_BYTES)}")
+    return Demand(prompt=prompt, output=output, tpot_s=tpot_ms / 1000, weight_bytes=WEIGHT_BYTES[weights])
+
+
+def _cluster(cluster: str) -> Cluster:
+    from experts.topology import UnknownCluster, parse
+
     try:
-        machines = parse(cluster)
+        return parse(cluster)
     except UnknownCluster as error:
         raise UserError(f"--cluster {error}") from None
-    spec = _spec(model)
-    demand = Demand(
-        prompt=prompt,
-        output=output,
-        tpot_s=tpot_ms / 1000,
-        weight_bytes=WEIGHT_BYTES[weights],
-        imbalance=imbalance,
-    )
-    found = [assess(spec, machines, layout, demand) for layout in legal(spec, machines)]
-    best = recommended(found)
-    if as_json:
-        sys.stdout.write(json.dumps(_as_json(spec, machines, found, best)) + "\n")
-    else:
-        _show(spec, machines, found, best)
-    if best is None:
-        raise typer.Exit(1)
 
 
 def _spec(model: str) -> ModelSpec:
@@ -123,7 +163,20 @@ def reason(found: Sequence[Assessment], best: Assessment | None) -> str:
     )
 
 
-def _show(spec: ModelSpec, cluster: Cluster, found: Sequence[Assessment], best: Assessment | None) -> None:
+def replicas(best: Assessment, ours: Assessment | None) -> str:
+    """What `moray up` can have of it, in a sentence: its replicas are one engine core each."""
+    if ours is None:
+        return "`moray up` serves none of them in time: its replicas are one engine core each, TPn EPn"
+    share = ours.tokens_per_s / best.tokens_per_s
+    return (
+        f"`moray up` runs one engine core a replica, TPn EPn. Of those take {ours.layout}, {share:.0%} of that: "
+        f"--replicas {ours.groups} --expert-parallel {ours.layout.group}"
+    )
+
+
+def _show(
+    spec: ModelSpec, cluster: Cluster, found: Sequence[Assessment], best: Assessment | None, ours: Assessment | None
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -162,9 +215,13 @@ def _show(spec: ModelSpec, cluster: Cluster, found: Sequence[Assessment], best: 
         )
     console.print(table)
     console.print(f"{reason(found, best)}.", highlight=False, soft_wrap=True)
+    if best is not None and ours is not best:
+        console.print(replicas(best, ours), highlight=False, soft_wrap=True)
 
 
-def _as_json(spec: ModelSpec, cluster: Cluster, found: Sequence[Assessment], best: Assessment | None) -> dict[str, Any]:
+def _as_json(
+    spec: ModelSpec, cluster: Cluster, found: Sequence[Assessment], best: Assessment | None, ours: Assessment | None
+) -> dict[str, Any]:
     return {
         "model": spec.name,
         "cluster": str(cluster),
@@ -174,6 +231,7 @@ def _as_json(spec: ModelSpec, cluster: Cluster, found: Sequence[Assessment], bes
         "recommended": str(best.layout) if best else None,
         "vllm_arguments": best.layout.vllm_arguments() if best else None,
         "reason": reason(found, best),
+        "moray": {"experts.expert_parallel": ours.layout.group, "replicas.count": ours.groups} if ours else None,
     }
 
 

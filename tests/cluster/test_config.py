@@ -247,3 +247,31 @@ def test_any_override_is_taken_or_refused_by_name(overrides):
 def test_reading_settings_imports_nothing_heavy():
     code = "import sys, cluster.config; print(*{'ray', 'vllm', 'torch', 'experts.tiny_r1'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_a_profile_lies_under_all_that_is_given(yaml):
+    file = yaml("model:\n  profile: 32b\n  path: /models/x\nengine:\n  extra: {enable_chunked_prefill: false}\n")
+    loaded = load(file, {"MORAY_REPLICAS__COUNT": "1"}, {"engine.max_num_seqs": 9}, EIGHT_GPUS)
+    made, origins = loaded.settings, loaded.origins
+    assert (made.experts.shards, origins["experts.expert_parallel"]) == (4, "profile 32b")
+    assert (made.replicas.count, origins["replicas.count"]) == (1, "MORAY_REPLICAS__COUNT")
+    assert (made.engine.max_num_seqs, origins["engine.max_num_seqs"]) == (9, "command line")
+    assert (made.model.dtype, origins["model.dtype"]) == ("bfloat16", "profile 32b")
+    assert made.engine.extra["enable_chunked_prefill"] is False
+    assert origins["engine.extra.enable_chunked_prefill"] == f"{file}:5"
+    assert origins["engine.extra.long_prefill_token_threshold"] == "profile 32b"
+    assert origins["gateway.port"] == "default"
+
+
+def test_no_profile_is_the_default_and_another_name_is_refused():
+    assert settings().model.profile is None and settings().model.embedded
+    (problem,) = problems(env={"MORAY_MODEL__PROFILE": "33b"})
+    assert problem == "model.profile (MORAY_MODEL__PROFILE): there is no profile '33b'; there are 7b, 16b, 32b"
+
+
+def test_what_this_machine_lacks_is_told_and_refused_only_to_run():
+    said = problems(overrides={"model.profile": "16b"})
+    assert "no model is given" in said[0] and "shows no NVIDIA GPU" in said[1]
+    shown = load(None, {}, {"model.profile": "16b"}, TWO_CPUS, to_run=False)
+    assert shown.lacking == said and shown.settings.engine.device == "cuda"
+    assert load(None, {}, {"model.profile": "16b", "model.path": "/x"}, EIGHT_GPUS).lacking == ()

@@ -15,6 +15,7 @@ from experts.sharding import (
     Demand,
     Efficiency,
     Layout,
+    Prefill,
     assess,
     legal,
     recommended,
@@ -34,12 +35,40 @@ def assessed(name: str, cluster: str = "8xA100-80GB", **demand: float) -> list[A
     return [assess(spec, machines, layout, wanted) for layout in legal(spec, machines)]
 
 
-@pytest.mark.parametrize(("prompt", "output", "measured"), [(512, 128, 8_675), (1024, 256, 7_910)])
-def test_the_prediction_for_one_h200_is_near_what_was_measured_there(prompt: int, output: int, measured: int) -> None:
-    """Offline, 512 sequences at once, vLLM 0.32, bf16: 67.8 and 30.9 requests/s."""
-    spec, machine = tier("32b"), parse("1xH200-141GB")
-    found = step(spec, machine, Layout(1, 1, False), Demand(prompt=prompt, output=output), 512, Efficiency())
-    assert 512 / found.seconds == pytest.approx(measured, rel=0.06)
+H200, ALONE = parse("1xH200-141GB"), Layout(1, 1, False)
+
+
+def on_one_h200(sequences: int, prefill: Prefill | None = None, **demand: float) -> float:
+    """Seconds of a step."""
+    return step(tier("32b"), H200, ALONE, Demand(**demand), sequences, Efficiency(), prefill).seconds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch", "weights", "measured_ms"),
+    [
+        *((1, 2, 4.0), (8, 2, 8.6), (32, 2, 14.9), (64, 2, 17.5), (256, 2, 21.0), (512, 2, 25.5)),
+        *((1, 1, 3.9), (64, 1, 11.1), (512, 1, 21.6)),
+    ],
+)
+def test_decoding_steps_are_those_measured_on_one_h200(batch: int, weights: int, measured_ms: float) -> None:
+    """vLLM 0.32, bf16 and int8, 208 tokens of context a sequence."""
+    found = on_one_h200(batch, Prefill(0, 0), prompt=144, output=128, weight_bytes=weights)
+    assert 1e3 * found == pytest.approx(measured_ms, rel=0.04 if weights == 2 else 0.11)
+
+
+def test_a_long_stream_and_a_step_of_prefill_are_those_measured_there() -> None:
+    assert 1e3 * on_one_h200(1, Prefill(0, 0), prompt=32_000, output=128) == pytest.approx(4.9, rel=0.04)
+    assert 1e3 * on_one_h200(0, Prefill(8192, 256)) == pytest.approx(134, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "weights", "measured"),
+    [(512, 128, 2, 67.8), (256, 128, 2, 99.7), (1024, 256, 2, 30.9), (512, 128, 1, 59.3), (256, 128, 1, 93.0)],
+)
+def test_whole_runs_are_those_measured_there(prompt: int, output: int, weights: int, measured: float) -> None:
+    """Offline, 512 sequences at once, requests/s."""
+    found = on_one_h200(512, prompt=prompt, output=output, weight_bytes=weights)
+    assert 512 / found / output == pytest.approx(measured, rel=0.04 if weights == 2 else 0.07)
 
 
 @given(SPECS, CLUSTERS)
@@ -108,6 +137,23 @@ def test_the_smallest_group_that_is_nearly_as_good_is_taken() -> None:
     assert best.tokens_per_s >= SMALLER_GROUP * most
     assert all(a.tokens_per_s < SMALLER_GROUP * most for a in found if a.layout.group < best.layout.group)
     assert recommended(assessed("7b")).layout.group == 1  # type: ignore[union-attr]  # it is found
+
+
+def test_prompts_are_sent_around_as_decoding_tokens_are() -> None:
+    spec, layout = tier("32b"), Layout(4, 1, True)
+    decoding = step(spec, A100S, layout, Demand(), 100, Efficiency(), Prefill(0, 0))
+    both = step(spec, A100S, layout, Demand(), 100, Efficiency(), Prefill(300, 0))
+    assert both.node_bytes == pytest.approx(4 * decoding.node_bytes)
+    assert both.seconds > decoding.seconds and both.attention_s == decoding.attention_s
+
+
+def test_latent_attention_pays_for_each_chunk_again() -> None:
+    def last_chunk(name: str, tokens: int) -> float:
+        prefill = Prefill(tokens, 32_768 - tokens / 2, 32_768 - tokens)
+        return step(tier(name), A100S, ALONE, Demand(), 1, Efficiency(), prefill).prefill_s
+
+    assert last_chunk("7b", 256) == pytest.approx(last_chunk("7b", 512) / 2, rel=0.01)
+    assert last_chunk("16b", 256) > 0.6 * last_chunk("16b", 512)
 
 
 def test_only_groups_beyond_a_node_use_the_network() -> None:

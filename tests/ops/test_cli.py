@@ -89,3 +89,14 @@ def test_doctor_reports_as_json():
 def test_doctor_fails_if_something_is_missing(tmp_path):
     result = run("doctor", "--model", str(tmp_path / "nowhere"), env={"COLUMNS": "300"})
     assert result.exit_code == 1 and "does not exist" in result.output
+
+
+def test_a_profile_is_shown_on_a_machine_that_cannot_run_it():
+    result = run("config", "--json", "--profile", "16b", "--set", "replicas.count=3")
+    shown = json.loads(result.output)
+    assert result.exit_code == 0 and any("no model is given" in sentence for sentence in shown["lacking"])
+    assert shown["origins"]["model.max_model_len"] == "profile 16b" and shown["settings"]["model"]["profile"] == "16b"
+    assert (shown["settings"]["replicas"]["count"], shown["origins"]["replicas.count"]) == (3, "command line")
+    assert "not here: model.profile is 16b" in run("config", "--profile", "16b", env={"COLUMNS": "200"}).output
+    refused = run("up", "--profile", "16b")
+    assert refused.exit_code == 2 and "no model is given" in refused.stderr

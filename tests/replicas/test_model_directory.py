@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from experts.model_spec import expert_count
 from experts.quantize import convert
 from experts.tiny_r1 import checkpoint_path
-from replicas.model_directory import Flaw, check, check_cpu, runs_int8_experts
+from replicas.model_directory import Flaw, check, check_context, check_cpu, runs_int8_experts
 
 QWEN = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -197,3 +197,37 @@ def test_int8_experts_are_refused_where_no_kernel_runs_them(tmp_path):
 def test_int8_experts_run_on_amx_and_on_amd_with_zentorch():
     assert runs_int8_experts("fpu amx_tile amx_int8", has_zentorch=False) and runs_int8_experts("fpu", True)
     assert not runs_int8_experts("fpu avx512_vnni amx_int88", has_zentorch=False)
+
+
+LONG = {"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+
+
+def test_a_context_beyond_the_models_is_refused_with_both_ways_out(model):
+    directory = model(QWEN | LONG)
+    assert check_context(directory, 4096, {}) == check_context(directory, None, {}) == []
+    (problem,) = check_context(directory, 32768, {})
+    assert problem.flaw is Flaw.CONTEXT and "allows 4,096 tokens" in str(problem) and "lower it" in str(problem)
+    way_out = json.loads(str(problem).partition("hf_overrides='")[2].removesuffix("'"))
+    assert way_out["rope_parameters"] == {
+        "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096, "rope_theta": 5e5,
+    }  # fmt: skip
+    assert check_context(directory, 32768, way_out) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "allowed"),
+    [
+        ({"max_position_embeddings": 8192, "rope_scaling": {"type": "linear", "factor": 2.0}}, 16384),
+        ({"max_position_embeddings": 8192, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, 8192),
+        ({"text_config": {"max_position_embeddings": 8192}}, 8192),
+        ({"max_position_embeddings": 8192, "rope_scaling": None}, 8192),
+    ],
+)
+def test_scaled_positions_count_as_vllm_counts_them(model, config, allowed):
+    directory = model(QWEN | config)
+    assert check_context(directory, allowed, {}) == []
+    assert len(check_context(directory, allowed + 1, {})) == 1
+
+
+def test_a_config_that_names_no_context_is_vllms_to_judge(model):
+    assert check_context(model(), 10**9, {}) == []

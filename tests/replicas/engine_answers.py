@@ -1,0 +1,85 @@
+"""One engine core in a process of its own: reads a job as JSON from stdin, writes what came of it as a JSON line.
+
+Not a test. Job: spec (an EngineSpec), prompts (token ids), output_tokens, refuse (token ids that a gateway's front end
+is asked to take). The answer: kv_tokens, steps (for each prompt), tokens and logprobs (for each prompt), refused (the
+front end's sentence), or failed (why there is no engine).
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+import msgspec
+
+from replicas.engine_host import core_environment
+from replicas.engine_spec import EngineSpec
+
+
+def answer(core: Any, prompt: list[int], output_tokens: int) -> dict[str, Any]:
+    """Greedy tokens and their log probabilities, and the engine steps that they took."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    request = EngineCoreRequest(
+        request_id="0",
+        prompt_token_ids=prompt,
+        mm_features=None,
+        sampling_params=SamplingParams(temperature=0, max_tokens=output_tokens, logprobs=0, ignore_eos=True),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+    decode = MsgpackDecoder(EngineCoreOutputs).decode
+    before, tokens, logprobs = core.load().work.steps, [], []
+    core.add(0, [bytes(part) for part in MsgpackEncoder().encode(request)])
+    while core.has_work():
+        for _, frame, _ in core.step():
+            for output in decode(frame).outputs:
+                tokens += output.new_token_ids
+                logprobs += [float(row[0]) for row in output.new_logprobs.logprobs]
+    return {"tokens": tokens, "logprobs": logprobs, "steps": core.load().work.steps - before}
+
+
+def refusal(core: Any, prompt: list[int]) -> str:
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    front_end = InputProcessor(core._core.vllm_config)
+    try:
+        front_end.process_inputs("1", {"prompt_token_ids": prompt}, SamplingParams(max_tokens=1), ("generate",))
+    except VLLMValidationError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    spec = msgspec.convert(job["spec"], EngineSpec)
+    os.environ.update(core_environment(spec))
+    reply = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM logs to stdout
+    try:
+        from replicas.vllm_core import VllmCore
+
+        core = VllmCore(spec)
+    except ValueError as error:
+        reply.write(json.dumps({"failed": str(error)}) + "\n")
+        reply.flush()
+        os._exit(0)
+    found = {
+        "kv_tokens": core.capacity.kv_tokens,
+        "answers": [answer(core, prompt, job["output_tokens"]) for prompt in job["prompts"]],
+        "refused": refusal(core, job["refuse"]) if "refuse" in job else "",
+    }
+    reply.write(json.dumps(found) + "\n")
+    reply.flush()
+    os._exit(0)  # no orderly shutdown: vLLM's takes seconds
+
+
+if __name__ == "__main__":
+    main()
