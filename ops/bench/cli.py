@@ -64,8 +64,9 @@ def counting(
 ) -> None:
     """What counting the experts' load costs an engine, on the embedded model and this machine's CPU.
 
-    overhead_N: CPU time of the same requests with counting over without, less one, N at a time: the median of the
-    rounds, and its middle half as spread. asking_share_N: of the engine's time, what telling the counts takes.
+    counting_share_N: of a step with N requests, what counting takes, timed alone. overhead_N: CPU time of the same
+    requests with counting over without, less one: the median of the rounds, and its middle half as spread.
+    asking_share_N: of the engine's time, what telling the counts takes.
 
     Example: moray bench counting --json
     """
