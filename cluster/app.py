@@ -69,6 +69,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         start_timeout_s=settings.replicas.start_timeout_s,
         drain_s=settings.replicas.drain_s,
         hang_timeout_s=settings.replicas.hang_timeout_s,
+        expert_plan=str(settings.experts.plan) if settings.experts.plan else None,
         own_cpu=max(os.sched_getaffinity(0)) if engine.own_cpu else None,  # the last: interrupts favour the first
     )
 

@@ -205,7 +205,7 @@ def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, co
     async def experts() -> dict[str, Any]:
         """What the experts were given in the last minute, summed over the replicas."""
         try:
-            return await router.experts()
+            return {"model": spec.engine.model} | await router.experts()
         except RouterGone as error:
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
 

@@ -96,8 +96,14 @@ class ReplicaRoom:
 
     @property
     def load_score(self) -> float:
-        """The next step's seconds, as far as known; ties go by KV."""
+        """The next step's seconds, as far as known; ties go by KV.
+
+        One that runs nothing comes before all that do, whatever its last steps took: were they slow by chance, it would
+        get nothing to learn better from.
+        """
         running = len(self.in_flight)
+        if not running:
+            return 1e-6 * self.fit.step_s(0, 1) if self.fit.known else 0.0
         prefill = min(self.prefill_tokens, self.info.capacity.max_num_batched_tokens)
         step_s = self.fit.step_s(prefill, running) if self.fit.known else 1e-4 * running + 1e-6 * prefill
         return step_s + 1e-9 * self.kv_tokens

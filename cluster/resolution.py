@@ -115,6 +115,13 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
             f"and a machine with 2 CPUs or more: this is {machine.cpus} CPUs, replicas.count {count}, "
             f"experts.expert_parallel {shards}, engine.device {settings.engine.device}; leave it null"
         )
+    if settings.experts.plan is not None and settings.engine.device == "cuda":
+        found.append(
+            "experts.plan places experts on a CPU's workers, and engine.device is cuda: there vLLM's EPLB moves them by "
+            "the load that it counts, with Moray's policy; set engine.extra.enable_eplb to true, and no plan"
+        )
+    if settings.experts.plan is not None and shards == 1:
+        found.append("experts.plan is set, but one shard holds every expert: set experts.expert_parallel, or no plan")
     if settings.engine.host == "thread" and shards > 1:
         found.append(
             f"engine.host is thread, but experts.expert_parallel is {shards}: each shard is a process of its own; "

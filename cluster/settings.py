@@ -186,6 +186,13 @@ class Experts(_Group):
         "model if this machine has a CPU (or GPU) for each shard of each replica, else 1.",
     )
 
+    plan: Path | None = Field(
+        None,
+        description="File of a plan that says which experts each shard holds, as `moray plan experts` writes it; every "
+        "node reads it. For a CPU; on CUDA vLLM's EPLB moves experts by Moray's policy: "
+        "engine.extra.enable_eplb. null: as many neighbours for each shard.",
+    )
+
     @property
     def shards(self) -> int:
         return self.expert_parallel or 1

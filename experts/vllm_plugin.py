@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 WRITTEN_FOR = "0.32.0"
 """The vLLM version whose internals this file knows."""
 
-COUNT_EXPERTS = "MORAY_COUNT_EXPERTS"
+COUNT_EXPERTS = "MORAY_WORKER_COUNT_EXPERTS"
 """Environment: "1" has workers count what each expert is given."""
-EXPERT_PLAN = "MORAY_EXPERT_PLAN"
-"""Environment: the file of an `experts.plan` by which CPU workers deal out their experts."""
+EXPERT_PLAN = "MORAY_WORKER_EXPERT_PLAN"
+"""Environment: the file of an `experts.plan` by which CPU workers deal out their experts; empty: as vLLM does."""
 
 _WORKER = "vllm.v1.worker.gpu_worker"  # vLLM's CPU worker is a subclass
 _EXPERT_MAPS = "vllm.model_executor.layers.fused_moe.expert_map_manager"

@@ -22,7 +22,7 @@ from ops.errors import UserError
 from ops.progress import Stages
 from ops.session import Record, Session, check_port, running, state_directory
 from replicas.model_directory import check as check_model
-from replicas.model_directory import check_context, check_cpu, runs_int8_experts
+from replicas.model_directory import check_context, check_cpu, check_plan, runs_int8_experts
 
 if TYPE_CHECKING:
     from cluster.app import Serving
@@ -46,6 +46,9 @@ def check_before_start(settings: Settings, dashboard_port_chosen: bool) -> None:
     problems = problems or check_context(
         settings.model.directory, settings.model.max_model_len, settings.engine.extra.get("hf_overrides") or {}
     )
+    if not problems and settings.experts.plan is not None:
+        name, shards = settings.model.served_name, settings.experts.shards
+        problems = check_plan(settings.model.directory, settings.experts.plan, name, shards)
     if not problems and settings.ray.address is None and settings.engine.device == "cpu":
         flags = Path("/proc/cpuinfo").read_text(errors="replace")
         zentorch = importlib.util.find_spec("zentorch") is not None

@@ -41,9 +41,8 @@ def core_environment(spec: EngineSpec) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # we host the core; vLLM shall not start a process for it
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         COUNT_EXPERTS: "1",
+        EXPERT_PLAN: spec.expert_plan or "",
     }
-    if spec.expert_plan is not None:
-        env[EXPERT_PLAN] = spec.expert_plan
     if spec.device == "cpu":
         env["TORCHDYNAMO_DISABLE"] = "1"  # the first request with logprobs would compile C++ for 20 s
         env["OMP_NUM_THREADS"] = "1"  # one thread a shard: small models lose more by waking threads than they gain

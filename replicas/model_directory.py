@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from experts.model_spec import expert_count, text_part
+from experts.model_spec import NotUnderstood, expert_count, from_config, text_part
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "*.tiktoken", "tokenizer.vocab")
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth")
@@ -40,6 +40,7 @@ class Flaw(Enum):
     SHARDS = "shards"
     KERNEL = "kernel"
     CONTEXT = "context"
+    PLAN = "plan"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,20 @@ def check_context(directory: Path, max_model_len: int | None, overrides: Mapping
             f"--set engine.extra.hf_overrides='{way_out}'",
         )
     ]
+
+
+def check_plan(directory: Path, file: Path, name: str, shards: int) -> list[Problem]:
+    """Whether the expert plan in `file` is one for the checkpoint, which is served under `name`, on so many shards."""
+    from experts.plan import BadPlan, PlacementPlan  # numpy: only who has a plan waits for it
+
+    config, _ = _config(directory)
+    try:
+        spec = from_config(config or {}, name)
+        PlacementPlan.from_json(file.read_bytes()).check(name, spec.moe_layers, spec.experts, shards)
+    except (OSError, BadPlan, NotUnderstood) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        return [Problem(Flaw.PLAN, f"experts.plan {file} cannot be used: {reason}")]
+    return []
 
 
 def stretched(config: Mapping[str, Any], context: int) -> dict[str, Any]:

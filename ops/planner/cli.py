@@ -101,6 +101,43 @@ def profile(
     sys.stdout.write(made(_spec(model), _cluster(cluster), _demand(prompt, output, tpot_ms, weights), command))
 
 
+@app.command(
+    epilog="Examples: `moray experts --json > load.json`, then `moray plan experts --load load.json --shards 2 "
+    "--out plan.json`, then `moray up --expert-parallel 2 --set experts.plan=plan.json`"
+)
+def experts(
+    load: Annotated[Path, typer.Option(metavar="FILE", help="What `moray experts --json` printed.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the plan goes; an older one is replaced.")],
+    shards: Annotated[int, typer.Option(min=2, help="Shards of a replica's experts.")] = 2,
+    spare: Annotated[
+        int, typer.Option(min=0, help="Slots of all shards together beyond one an expert, for second copies.")
+    ] = 0,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="The plan in force: few experts move from it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Which shard holds which experts, so that no shard has much more to do than another.
+
+    Made for a load that was measured; of second copies each takes its part of the expert's tokens. Max over mean: the
+    fullest shard's tokens over the mean, the mean of all layers; 1 is even.
+    """
+    from ops.planner.placement import planned, read_load, read_plan
+
+    found = planned(read_load(load), shards, spare, read_plan(from_) if from_ else None)
+    out.write_bytes(found.plan.to_json())
+    if as_json:
+        figures = {name: getattr(found, name) for name in ("before", "after", "bound", "moved", "slots")}
+        sys.stdout.write(json.dumps(figures) + "\n")
+        return
+    was = "the plan in force" if from_ else "vLLM's placement"
+    moved = "" if found.moved is None else f"; {found.moved} of {found.slots} slots get another expert"
+    sys.stdout.write(
+        f"max over mean {found.before:.3f} with {was}, {found.after:.3f} with this one (none is below "
+        f"{found.bound:.3f}){moved}\n{out}: moray up --expert-parallel {shards} --set experts.plan={out}\n"
+    )
+
+
 def _demand(prompt: int, output: int, tpot_ms: float, weights: str) -> Demand:
     from experts.sharding import Demand
 

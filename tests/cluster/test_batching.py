@@ -13,8 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from cluster.batching import LOOK_AT, ContinuousBatcher, Policy
 from cluster.outcomes import Ending
 from cluster.output_length import PRIOR_TOKENS
-from cluster.replica_room import LAG_HALF_LIFE_S
-from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Ticket
+from cluster.replica_room import LAG_HALF_LIFE_S, ReplicaRoom
+from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Ticket, Work
 
 WAIT_S = 10.0
 
@@ -457,3 +457,14 @@ class Batching(RuleBasedStateMachine):
 
 Batching.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestBatching = Batching.TestCase
+
+
+def test_an_idle_replica_gets_the_next_request_whatever_its_last_steps_took():
+    """A stale fit must not keep it idle for ever."""
+    rooms = [ReplicaRoom(info(name)) for name in ("slow once", "fast")]
+    for room, step_s in zip(rooms, (0.5, 0.001), strict=True):
+        for steps in range(1, 40):
+            room.fit.learn(Work(steps=steps, step_s=steps * step_s, decode_tokens=steps))
+    assert rooms[0].load_score > rooms[1].load_score  # both idle: the faster one first
+    rooms[1].take("r", 100, 10)
+    assert rooms[0].load_score < rooms[1].load_score

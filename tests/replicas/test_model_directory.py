@@ -1,14 +1,16 @@
 import json
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experts.model_spec import expert_count
+from experts.plan import Placement, PlacementPlan
 from experts.quantize import convert
 from experts.tiny_r1 import checkpoint_path
-from replicas.model_directory import Flaw, check, check_context, check_cpu, runs_int8_experts
+from replicas.model_directory import Flaw, check, check_context, check_cpu, check_plan, runs_int8_experts
 
 QWEN = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -231,3 +233,35 @@ def test_scaled_positions_count_as_vllm_counts_them(model, config, allowed):
 
 def test_a_config_that_names_no_context_is_vllms_to_judge(model):
     assert check_context(model(), 10**9, {}) == []
+
+
+def plan(tmp_path, model="tiny-r1", layers=4, experts=8, shards=2):
+    placed = np.tile(np.arange(experts).reshape(1, shards, -1), (layers, 1, 1))
+    file = tmp_path / "plan.json"
+    file.write_bytes(PlacementPlan(model, Placement(placed, experts)).to_json())
+    return file
+
+
+def test_a_plan_for_this_model_and_so_many_shards_is_taken(tmp_path):
+    assert check_plan(checkpoint_path(), plan(tmp_path), "tiny-r1", 2) == []
+
+
+@pytest.mark.parametrize(
+    ("made_for", "reason"),
+    [
+        ({"model": "other"}, "the plan is for other, not for tiny-r1"),
+        ({"layers": 3}, "3 MoE layers, not 4"),
+        ({"experts": 16}, "16 experts, not 8"),
+        ({"shards": 4}, "4 ranks, not 2"),
+    ],
+)
+def test_a_plan_for_something_else_is_refused_with_what_it_is_for(tmp_path, made_for, reason):
+    (problem,) = check_plan(checkpoint_path(), plan(tmp_path, **made_for), "tiny-r1", 2)
+    assert problem.flaw is Flaw.PLAN and reason in problem.text
+
+
+def test_a_plan_that_is_none_or_not_there_is_refused(tmp_path):
+    (tmp_path / "load.json").write_text("{}")
+    for name, reason in (("load.json", "this is no placement plan"), ("nowhere.json", "No such file")):
+        (problem,) = check_plan(checkpoint_path(), tmp_path / name, "tiny-r1", 2)
+        assert problem.flaw is Flaw.PLAN and reason in problem.text
