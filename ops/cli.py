@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ops import key_cli as keys
 from ops import quantize as quantizing
 from ops.errors import UserError
 from ops.options import ApiKey, AsJson, WhichPort
@@ -280,49 +281,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-key_app = typer.Typer(no_args_is_help=True, help="API keys of tenants.")
-app.add_typer(key_app, name="key")
-
-
-@key_app.callback()
-def key() -> None:
-    """API keys of tenants. A session takes them from the file that the setting gateway.keys_file names."""
-
-
-@key_app.command(
-    "new",
-    epilog="Examples: `moray key new` · `moray key new --tenant acme --file keys.yaml`, then "
-    "`moray up --set gateway.keys_file=keys.yaml` and `MORAY_API_KEY=moray-… moray status`",
-)
-def key_new(
-    tenant: Annotated[str | None, typer.Option(help="Whose key; a tenant that the file has not is added.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="Key file to add its hash to; made (mode 0600) if it is not there.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make an API key. It is shown this once; the key file holds only its hash."""
-    if (tenant is None) != (file is None):
-        _say_error("--tenant and --file go together: whose key it is, and which file to add it to")
-        raise typer.Exit(USAGE_ERROR)
-    from cluster.tenants import hash_of
-    from ops.keys import add_to_file, new_key
-
-    made = new_key()
-    if tenant and file:
-        add_to_file(file, tenant, made)
-    if as_json:
-        _print_json({"key": made, "hash": hash_of(made)})
-        return
-    console = _console()
-    console.print(made, soft_wrap=True, highlight=False, markup=False)
-    if file:
-        said = f"{tenant}'s new key is in {file}; gateways that serve with it know it within a second."
-    else:
-        said = f"For the key file, under the tenant's `keys`:\n      - {hash_of(made)}"
-    console.print(f"\n{said}\nThe key is shown this once.", soft_wrap=True, highlight=False, markup=False)
-
-
+app.add_typer(keys.app, name="key")
 app.add_typer(planner.app, name="plan")
 app.command(epilog=quantizing.EXAMPLES)(quantizing.quantize)
 app.command(epilog=simulation.EXAMPLES)(simulation.simulate)

@@ -60,7 +60,9 @@ def test_there_is_one_for_each_tier_that_eight_gpus_can_serve(request):
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_is_what_the_planner_says_today(name, shipped):
-    assert plan("--model", name).output == shipped(name), f"run: moray plan profile --model {name}"
+    assert plan("--model", name).output == shipped(name), (
+        f"run: moray plan profile --model {name} > cluster/profiles/{name}.yaml"
+    )
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -136,3 +138,15 @@ def test_a_long_prompt_that_leaves_no_time_is_told():
     assert limits(spec, A100S, found, dataclasses.replace(demand, tpot_s=0.1)).prompt_chunk > 0
     said = plan("--model", "16b", "--prompt", "1", "--output", "10000").exception
     assert isinstance(said, UserError) and "allow more by --tpot-ms" in str(said)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("name", PROFILES)
+def test_vllm_knows_what_a_profile_passes_on(name):
+    from cluster.app import engine_spec
+    from replicas.vllm_core import engine_args
+
+    made = engine_args(engine_spec(in_force(name)))
+    assert made.max_model_len == LONG_CONTEXT and made.enable_chunked_prefill
+    assert 0 < made.long_prefill_token_threshold < made.max_num_batched_tokens
+    assert made.kv_cache_memory_bytes == in_force(name).engine.kv_cache_mib << 20

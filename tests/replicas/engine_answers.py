@@ -1,8 +1,9 @@
 """One engine core in a process of its own: reads a job as JSON from stdin, writes what came of it as a JSON line.
 
-Not a test. Job: spec (an EngineSpec), prompts (token ids), output_tokens, refuse (token ids that a gateway's front end
-is asked to take). The answer: kv_tokens, steps (for each prompt), tokens and logprobs (for each prompt), refused (the
-front end's sentence), or failed (why there is no engine).
+Not a test. Job: spec (an EngineSpec), prompts (token ids), output_tokens, beside (whether another stream runs beside
+each), refuse (token ids that a gateway's front end is asked to take). The answer: kv_tokens, answers (tokens, logprobs,
+steps to the first token and in all, prompt by prompt), refused (the front end's sentence), or failed (why there is no
+engine).
 """
 
 import json
@@ -16,14 +17,13 @@ from replicas.engine_host import core_environment
 from replicas.engine_spec import EngineSpec
 
 
-def answer(core: Any, prompt: list[int], output_tokens: int) -> dict[str, Any]:
-    """Greedy tokens and their log probabilities, and the engine steps that they took."""
+def add(core: Any, request_id: str, prompt: list[int], output_tokens: int) -> None:
     from vllm.sampling_params import SamplingParams
-    from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
-    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.serial_utils import MsgpackEncoder
 
     request = EngineCoreRequest(
-        request_id="0",
+        request_id=request_id,
         prompt_token_ids=prompt,
         mm_features=None,
         sampling_params=SamplingParams(temperature=0, max_tokens=output_tokens, logprobs=0, ignore_eos=True),
@@ -33,15 +33,31 @@ def answer(core: Any, prompt: list[int], output_tokens: int) -> dict[str, Any]:
         cache_salt=None,
         data_parallel_rank=None,
     )
-    decode = MsgpackDecoder(EngineCoreOutputs).decode
-    before, tokens, logprobs = core.load().work.steps, [], []
     core.add(0, [bytes(part) for part in MsgpackEncoder().encode(request)])
-    while core.has_work():
+
+
+def answer(core: Any, prompt: list[int], output_tokens: int, beside: bool) -> dict[str, Any]:
+    """Greedy tokens and their log probabilities, and the engine steps that they took."""
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.serial_utils import MsgpackDecoder
+
+    decode = MsgpackDecoder(EngineCoreOutputs).decode
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    if beside:
+        add(core, "beside", [65] * 8, 512)
+        core.step()
+    add(core, "it", prompt, output_tokens)
+    before, first = core.load().work.steps, 0
+    while core.has_work() and len(tokens) < output_tokens:
         for _, frame, _ in core.step():
-            for output in decode(frame).outputs:
+            for output in (each for each in decode(frame).outputs if each.request_id == "it"):
+                first = first or core.load().work.steps - before
                 tokens += output.new_token_ids
                 logprobs += [float(row[0]) for row in output.new_logprobs.logprobs]
-    return {"tokens": tokens, "logprobs": logprobs, "steps": core.load().work.steps - before}
+    steps = core.load().work.steps - before
+    core.abort(["beside"])
+    return {"tokens": tokens, "logprobs": logprobs, "first": first, "steps": steps}
 
 
 def refusal(core: Any, prompt: list[int]) -> str:
@@ -73,7 +89,7 @@ def main() -> None:
         os._exit(0)
     found = {
         "kv_tokens": core.capacity.kv_tokens,
-        "answers": [answer(core, prompt, job["output_tokens"]) for prompt in job["prompts"]],
+        "answers": [answer(core, prompt, job["output_tokens"], job["beside"]) for prompt in job["prompts"]],
         "refused": refusal(core, job["refuse"]) if "refuse" in job else "",
     }
     reply.write(json.dumps(found) + "\n")

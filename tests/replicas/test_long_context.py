@@ -28,7 +28,7 @@ KV_BYTES_PER_TOKEN = int(from_config(CONFIG, "tiny-r1").kv_bytes_per_token(value
 PLANNED = (CONTEXT + BLOCK_TOKENS) * KV_BYTES_PER_TOKEN  # vLLM keeps one block for itself
 
 
-def start(prompts=(), overrides=YARN, **engine_args):
+def start(prompts=(), overrides=YARN, beside=False, **engine_args):
     """What an engine with these arguments makes of the prompts: see engine_answers.py."""
     spec = EngineSpec(
         model="tiny-r1",
@@ -54,6 +54,7 @@ def start(prompts=(), overrides=YARN, **engine_args):
         "spec": msgspec.to_builtins(spec),
         "prompts": prompts,
         "output_tokens": OUTPUT,
+        "beside": beside,
         "refuse": [65] * (CONTEXT + 1),
     }
     script = Path(__file__).with_name("engine_answers.py")
@@ -94,6 +95,14 @@ def test_a_32k_prompt_is_answered_in_chunks_as_in_one_step(chunked, whole):
 
 def test_its_first_chunk_still_counts_at_its_end(chunked):
     assert gap(*chunked["answers"]) > 1e-3
+
+
+def test_beside_a_stream_a_long_prompt_takes_no_more_of_a_step_than_a_profile_allows(chunked):
+    """What the profiles' long_prefill_token_threshold is there for; alone, a prompt may fill the step."""
+    prompt = LONG[: 4 * CHUNK]
+    limited = start([prompt], beside=True, long_prefill_token_threshold=CHUNK // 4)
+    assert limited["answers"][0]["first"] == 16
+    assert chunked["answers"][0]["first"] == CONTEXT // CHUNK
 
 
 def test_it_is_read_with_its_positions_scaled(chunked):
