@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from cluster.resolution import contradictions, lacking, resolve
 from cluster.settings import PROFILES, Machine, Settings
-from experts.vllm_plugin import COUNT_EXPERTS, EXPERT_PLAN
+from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA
 
 __all__ = ["ConfigError", "Loaded", "Machine", "Settings", "load", "setting_keys", "this_machine"]
 
@@ -32,7 +32,7 @@ COMMAND_LINE = "command line"
 DEFAULT = "default"
 # Ours, but no settings: which session a process belongs to, where files lie, how a command is let in.
 _NOT_SETTINGS = frozenset(
-    {"MORAY_API_KEY", "MORAY_CONFIG", "MORAY_SESSION", "MORAY_STATE_DIR", COUNT_EXPERTS, EXPERT_PLAN}
+    {"MORAY_API_KEY", "MORAY_CONFIG", "MORAY_SESSION", "MORAY_STATE_DIR", OF_A_REPLICA, EXPERT_PLAN}
 )
 # Paths that are taken from the settings file's directory, or the caller's.
 _PATHS = (("model", "path"), ("experts", "plan"), ("gateway", "keys_file"))

@@ -36,14 +36,15 @@ def expert_report(told: Iterable[tuple[ReplicaInfo, ExpertLoad]]) -> dict[str, A
 
 
 def _of_replica(info: ReplicaInfo, load: ExpertLoad) -> dict[str, Any]:
-    by_shard = shard_tokens(tokens_of(load), info.shards)
+    shards = info.shards if load.shards is None else load.shards
+    by_shard = shard_tokens(tokens_of(load), shards)
     return {
         "id": info.replica_id,
         "seconds": load.seconds,
         "tokens": int(tokens_of(load).sum()),
         "shards": [
             {"rank": shard.ep_rank, "tokens": round(float(tokens), 1)}
-            for shard, tokens in zip(info.shards, by_shard.sum(0), strict=True)
+            for shard, tokens in zip(shards, by_shard.sum(0), strict=True)
         ],
         "shard_max_over_mean": [round(float(each), 4) for each in imbalance(by_shard)],
     }

@@ -117,8 +117,8 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
         )
     if settings.experts.plan is not None and settings.engine.device == "cuda":
         found.append(
-            "experts.plan places experts on a CPU's workers, and engine.device is cuda: there vLLM's EPLB moves them by "
-            "the load that it counts, with Moray's policy; set engine.extra.enable_eplb to true, and no plan"
+            "experts.plan places experts on a CPU's workers, and engine.device is cuda: there vLLM's EPLB moves them "
+            "by the load that it counts, with Moray's policy; set engine.extra.enable_eplb to true, and no plan"
         )
     if settings.experts.plan is not None and shards == 1:
         found.append("experts.plan is set, but one shard holds every expert: set experts.expert_parallel, or no plan")

@@ -4,7 +4,7 @@ expert is given, and workers that die with their parent.
 vLLM calls `register` in every process (entry point group `vllm.general_plugins`): front end, engine core, workers, and
 the short-lived process that inspects a model class. So it imports nothing and patches nothing that the process would
 not load by itself: a hook waits for vLLM's worker to be imported, and that worker is changed only when it loads a model
-that asks for it: on a CPU for expert parallelism, anywhere for counting (COUNT_EXPERTS).
+that asks for it: on a CPU for expert parallelism, anywhere for counting (OF_A_REPLICA).
 
 Why a patch: `CPUUnquantizedExperts.apply` (vllm/model_executor/layers/fused_moe/experts/cpu_moe.py, 0.32.0) is handed
 `expert_map` and ignores it, so it indexes this shard's experts with global ids: a segmentation fault.
@@ -29,10 +29,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from experts.linux import die_with_parent
 from experts.placement import ShardPlacement
+from experts.sharded_routing import copies_of, map_topk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,16 +46,18 @@ if TYPE_CHECKING:
 WRITTEN_FOR = "0.32.0"
 """The vLLM version whose internals this file knows."""
 
-COUNT_EXPERTS = "MORAY_WORKER_COUNT_EXPERTS"
-"""Environment: "1" has workers count what each expert is given."""
+OF_A_REPLICA = "MORAY_OF_A_REPLICA"
+"""Environment: "1" in a replica's processes: count what each expert is given; under EPLB, place by our policy."""
 EXPERT_PLAN = "MORAY_WORKER_EXPERT_PLAN"
 """Environment: the file of an `experts.plan` by which CPU workers deal out their experts; empty: as vLLM does."""
 
 _WORKER = "vllm.v1.worker.gpu_worker"  # vLLM's CPU worker is a subclass
 _EXPERT_MAPS = "vllm.model_executor.layers.fused_moe.expert_map_manager"
+_EPLB_POLICIES = "vllm.distributed.eplb.policy"
 _RUNNERS = "vllm.model_executor.layers.fused_moe.runner.moe_runner"
 _ROUTERS = "vllm.model_executor.layers.fused_moe.router.base_router"
 _CPU_EXPERTS = "vllm.model_executor.layers.fused_moe.experts.cpu_moe"
+_MOST_EXPERTS = 1 << 16  # of a layer
 _PATCHED = "_moray_patched"
 _COPIES = "_moray_copies"  # of a kernel
 _COUNTER = "_moray_routed_tokens"  # of a model runner
@@ -72,38 +75,6 @@ def register() -> None:
 
 
 # --- experts of this shard only -------------------------------------------------------------------------------------
-
-
-class Copies(NamedTuple):
-    """Of a layer's experts with copies on several shards. Each int32 [global experts]."""
-
-    all: "Tensor"  # on all shards together
-    before: "Tensor"  # on the shards before this one
-    here: "Tensor"  # on this one
-
-
-def map_topk(
-    topk_ids: "Tensor", topk_weights: "Tensor", expert_map: "Tensor", copies: Copies | None = None
-) -> tuple["Tensor", "Tensor"]:
-    """Routing in global expert ids -> the same routing in this shard's local ids, its absent experts weighing 0.
-
-    topk_ids: int32 [tokens, top_k]. topk_weights: float32 [tokens, top_k]. expert_map: int32 [global experts], the
-    local slot or -1. Returns the same shapes and dtypes, contiguous: the kernel ignores strides.
-
-    A choice that another shard holds still needs a legal id; it becomes slot 0 with weight 0, so the sum over shards
-    is the unsharded result. The kernel computes those rows for nothing (it knows no "skip"). An expert's `copies` take
-    the batch's tokens in turn, so that each choice has weight on one shard only.
-    """
-    import torch
-
-    slots = expert_map[topk_ids]
-    elsewhere = slots < 0
-    if copies is not None:
-        turn = (
-            torch.arange(topk_ids.shape[0], dtype=torch.int32)[:, None] % copies.all[topk_ids] - copies.before[topk_ids]
-        )
-        elsewhere |= (turn < 0) | (turn >= copies.here[topk_ids])
-    return slots.clamp(min=0), topk_weights.masked_fill(elsewhere, 0.0)
 
 
 _APPLY_NEEDS = frozenset(
@@ -200,14 +171,6 @@ def _dealt_by(plan: "Placement") -> Iterator[None]:
         raise ValueError(f"The expert plan is for {plan.experts.shape[0]} MoE layers; the model has {layers}.")
 
 
-def copies_of(placed: "NDArray[np.int64]", experts: int, rank: int) -> Copies:
-    """One layer's copies as shard `rank` sees them. placed: [shard, slot], the expert in each."""
-    import torch
-
-    held = torch.stack([torch.bincount(torch.from_numpy(slots), minlength=experts) for slots in placed])
-    return Copies(*(tensor.int() for tensor in (held.sum(0), held[:rank].sum(0), held[rank])))
-
-
 def _tell_kernels_of_copies(model: Any, plan: "Placement") -> None:
     for (_, layer), placed in zip(_moe_layers(model), plan.experts, strict=True):
         rank = layer.moe_config.moe_parallel_config.ep_rank
@@ -298,6 +261,11 @@ def _patch_worker(module: ModuleType) -> None:
         parallel = self.parallel_config
         shards = parallel.tensor_parallel_size * parallel.data_parallel_size
         plan = None
+        of_a_replica = os.environ.get(OF_A_REPLICA) == "1"
+        if of_a_replica and parallel.enable_eplb:  # before the model is loaded, when EPLB looks its policy up
+            from experts.eplb_policy import install
+
+            install(importlib.import_module(_EPLB_POLICIES))
         if self.device_config.device.type == "cpu" and parallel.enable_expert_parallel and shards > 1:
             _shard_cpu_experts()
             plan = _plan()
@@ -305,7 +273,7 @@ def _patch_worker(module: ModuleType) -> None:
             result = load_model(self, *args, **kwargs)
         if plan:
             _tell_kernels_of_copies(self.get_model(), plan)
-        if os.environ.get(COUNT_EXPERTS) == "1":
+        if of_a_replica:
             count_routed_tokens(self)
         return result
 
@@ -417,6 +385,7 @@ def expert_placement(worker: Any) -> ShardPlacement:
     import torch  # present in every worker; not at module level: the front end's planning code imports this file too
 
     layers = _moe_layers(worker.get_model())
+    logical = _logical_experts(worker, len(layers))
     parallel = worker.parallel_config
     moe = layers[0][1].moe_config.moe_parallel_config if layers else None
     return ShardPlacement(
@@ -424,7 +393,10 @@ def expert_placement(worker: Any) -> ShardPlacement:
         ep_rank=moe.ep_rank if moe else 0,
         ep_size=moe.ep_size if moe else 1,
         pid=os.getpid(),
-        experts={name: _held(module.expert_map, module.global_num_experts) for name, module in layers},
+        experts={
+            name: tuple(ids[slot] for slot in _held(module.expert_map, module.global_num_experts))
+            for (name, module), ids in zip(layers, logical, strict=True)
+        },
         expert_bytes=sum(
             tensor.numel() * tensor.element_size()
             for _, module in layers
@@ -432,6 +404,16 @@ def expert_placement(worker: Any) -> ShardPlacement:
             if isinstance(tensor, torch.Tensor)
         ),
     )
+
+
+def _logical_experts(worker: Any, layers: int) -> Sequence[Sequence[int]]:
+    """[MoE layer][expert as the layer's map counts them]: under EPLB the map's experts are slots, which it fills."""
+    state = getattr(worker.model_runner, "eplb_state", None)
+    if state is None or not state.model_states:
+        return [range(_MOST_EXPERTS)] * layers
+    model = next(iter(state.model_states.values()))  # of a draft model, a second one
+    slots: list[list[int]] = model.physical_to_logical_map.tolist()
+    return slots
 
 
 def _moe_layers(model: Any) -> list[tuple[str, Any]]:

@@ -45,6 +45,11 @@ class EngineCore(Protocol):
     @property
     def capacity(self) -> Capacity: ...
 
+    @property
+    def moves_experts(self) -> bool:
+        """Whether `placement` changes while it runs: vLLM's EPLB."""
+        ...
+
     def add(self, client: int, request: Sequence[Buffer], delivered: Sequence[int] = ()) -> str:
         """Takes an encoded request whose outputs go to `client`; returns its id. Raises RequestRejected.
 

@@ -57,6 +57,7 @@ class Routed(NamedTuple):
     """What each expert was given since the core's start: tokens by [MoE layer, expert]."""
 
     tokens: NDArray[np.int64]
+    shards: tuple[ShardPlacement, ...] | None = None  # which hold the experts now, where that changes
 
 
 class Failed(NamedTuple):
@@ -220,7 +221,7 @@ class _CoreHost:
         if self._has_routed and (now_idle or now - self._last_routed >= ROUTED_INTERVAL_S):
             self._last_routed, self._has_routed = now, False
             if (tokens := self._core.routed_tokens()) is not None:
-                _tell(self._pipe, Routed(tokens))
+                _tell(self._pipe, Routed(tokens, self._core.placement() if self._core.moves_experts else None))
 
     def _say_alive(self, heard: set[int]) -> None:
         now = time.monotonic()

@@ -17,7 +17,7 @@ import msgspec
 
 from experts.linux import remove_unmapped_shared_memory
 from experts.placement import omp_binding
-from experts.vllm_plugin import COUNT_EXPERTS, EXPERT_PLAN
+from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA
 from replicas.core import CoreLoad, EngineCore
 from replicas.core_host import Failed, Ready, Routed, Stop, hang_up, host_core
 from replicas.engine_spec import EngineSpec
@@ -40,7 +40,7 @@ def core_environment(spec: EngineSpec) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # we host the core; vLLM shall not start a process for it
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-        COUNT_EXPERTS: "1",
+        OF_A_REPLICA: "1",
         EXPERT_PLAN: spec.expert_plan or "",
     }
     if spec.device == "cpu":

@@ -21,8 +21,7 @@ SHARD_SHARE = "moray_shard_load_share"
 class ExpertMetrics:
     """Set by a replica each time that its engine has told what the experts were given."""
 
-    def __init__(self, shards: Sequence[ShardPlacement]) -> None:
-        self._shards = shards
+    def __init__(self) -> None:
         self._experts = Gauge(
             EXPERT_IMBALANCE,
             "The most loaded expert's tokens over the mean of its layer, in the last minute.",
@@ -35,9 +34,9 @@ class ExpertMetrics:
         )
         self._share = Gauge(SHARD_SHARE, "A shard's part of all tokens that experts were given, 0..1.", ("shard",))
 
-    def set(self, tokens: NDArray[np.int64]) -> None:
+    def set(self, tokens: NDArray[np.int64], shards: Sequence[ShardPlacement]) -> None:
         """`tokens` [layer, expert] of the last minute."""
-        by_shard = shard_tokens(tokens, self._shards)
+        by_shard = shard_tokens(tokens, shards)
         for gauge, values in ((self._experts, imbalance(tokens)), (self._balance, imbalance(by_shard))):
             for layer, value in enumerate(values):
                 gauge.set(float(value), {"layer": str(layer)})

@@ -60,6 +60,7 @@ class ExpertLoad(msgspec.Struct, frozen=True, kw_only=True):
     layers: int  # MoE layers, in the order of the replica's `shards`
     experts: int
     tokens: bytes
+    shards: tuple[ShardPlacement, ...] | None = None  # which hold them now; None: those of the replica's ReplicaInfo
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):

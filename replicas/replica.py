@@ -64,7 +64,7 @@ class Replica:
         self._removed: deque[int] = deque(maxlen=KEPT_EVENTS)
         self._routed = LoadWindow()
         self._experts: ExpertLoad | None = None  # not told to the router yet
-        self._expert_metrics = ExpertMetrics(ready.shards)
+        self._expert_metrics = ExpertMetrics()
         self._changed = asyncio.Event()
         self._host.watch(self._on_load, self._on_failure, self._on_routed)
         self._reporting = asyncio.create_task(self._report())
@@ -78,10 +78,14 @@ class Replica:
 
     def _on_routed(self, routed: Routed) -> None:
         tokens, seconds = self._routed.add(time.monotonic(), routed.tokens)
-        self._expert_metrics.set(tokens)
+        self._expert_metrics.set(tokens, routed.shards or self._info.shards)
         layers, experts = tokens.shape
         self._experts = ExpertLoad(
-            seconds=seconds, layers=layers, experts=experts, tokens=tokens.astype("<i8").tobytes()
+            seconds=seconds,
+            layers=layers,
+            experts=experts,
+            tokens=tokens.astype("<i8").tobytes(),
+            shards=routed.shards,
         )
         self._changed.set()
 

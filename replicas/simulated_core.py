@@ -75,6 +75,8 @@ def _chain(tokens: Sequence[int], block_tokens: int) -> tuple[int, ...]:
 class SimulatedCore:
     """One core. `machine` and `speed` are for tests; a spec builds an H200 with the 32B tier."""
 
+    moves_experts = False
+
     def __init__(self, spec: EngineSpec, machine: Machine = H200, speed: float = 1.0) -> None:
         self.capacity = _limits(machine.capacity, spec.engine_args)
         self._engine = SimulatedEngine(machine.step, self.capacity, speed, jump=False)

@@ -226,6 +226,7 @@ class VllmCore:
         self._core.scheduler.kv_event_publisher = self._kv_events
         pool = self._core.scheduler.kv_cache_manager.block_pool
         pool.enable_kv_cache_events = config.cache_config.enable_prefix_caching
+        self.moves_experts = config.parallel_config.enable_eplb
         cache, scheduler = config.cache_config, config.scheduler_config
         self.capacity = Capacity(
             kv_tokens=(cache.num_gpu_blocks - 1) * cache.block_size,  # block 0 is vLLM's null block

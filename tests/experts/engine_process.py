@@ -171,13 +171,13 @@ def run(job: dict[str, Any], reply: TextIO) -> None:
     from vllm.v1.executor import Executor
 
     from experts.placement import omp_binding
-    from experts.vllm_plugin import COUNT_EXPERTS, EXPERT_PLAN, expert_placement, fork_workers, routed_tokens
+    from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA, expert_placement, fork_workers, routed_tokens
 
     began = time.time()
     shards = job["shards"]
     cpus = sorted(os.sched_getaffinity(0))
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = job.get("bind") or (omp_binding(shards, cpus) if shards > 1 else "nobind")
-    os.environ |= {COUNT_EXPERTS: "1", EXPERT_PLAN: job.get("plan", "")}
+    os.environ |= {OF_A_REPLICA: "1", EXPERT_PLAN: job.get("plan", "")}
     config = EngineArgs(**engine_args(job["model"], shards, job.get("expert_parallel", True))).create_engine_config()
     if shards > 1 and job.get("fork", True):
         fork_workers()

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experts import vllm_plugin
-from experts.vllm_plugin import expert_placement, fork_workers, map_topk
+from experts.sharded_routing import copies_of, map_topk
+from experts.vllm_plugin import expert_placement, fork_workers
 
 ROOT = Path(__file__).parents[2]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG and fork")
@@ -98,7 +99,7 @@ def test_each_choice_has_weight_on_one_shard_and_copies_take_turns(
     for shard, held in enumerate(shards):
         expert_map = torch.full((experts,), -1, dtype=torch.int32)
         expert_map[held] = torch.arange(len(held), dtype=torch.int32)
-        copies = vllm_plugin.copies_of(np.array(shards), experts, shard)
+        copies = copies_of(np.array(shards), experts, shard)
         local_ids, weights = map_topk(ids, torch.ones(ids.shape), expert_map, copies)
         total += weights
         taken = [
@@ -329,7 +330,12 @@ def test_placement_comes_from_the_layers_themselves() -> None:
             "all": Layer(None),
         }
     )
-    worker = SimpleNamespace(rank=3, parallel_config=SimpleNamespace(tensor_parallel_size=2), get_model=lambda: model)
+    worker = SimpleNamespace(
+        rank=3,
+        parallel_config=SimpleNamespace(tensor_parallel_size=2),
+        get_model=lambda: model,
+        model_runner=SimpleNamespace(),
+    )
 
     placement = expert_placement(worker)
 
@@ -338,9 +344,26 @@ def test_placement_comes_from_the_layers_themselves() -> None:
     assert (placement.tp_rank, placement.ep_rank, placement.ep_size, placement.pid) == (1, 1, 2, os.getpid())
 
 
+def test_under_eplb_the_map_counts_slots_and_the_placement_tells_what_fills_them() -> None:
+    """vllm/distributed/eplb/eplb_state.py: physical experts; here 4 slots of 3 experts, one of them twice."""
+    model = torch.nn.ModuleDict({"sparse": Layer(torch.tensor([-1, -1, 0, 1], dtype=torch.int32))})
+    filled = SimpleNamespace(physical_to_logical_map=torch.tensor([[0, 1, 2, 1]]))
+    worker = SimpleNamespace(
+        rank=1,
+        parallel_config=SimpleNamespace(tensor_parallel_size=2),
+        get_model=lambda: model,
+        model_runner=SimpleNamespace(eplb_state=SimpleNamespace(model_states={"m": filled})),
+    )
+
+    assert expert_placement(worker).experts == {"sparse": (2, 1)}
+
+
 def test_a_dense_model_has_no_experts() -> None:
     worker = SimpleNamespace(
-        rank=0, parallel_config=SimpleNamespace(tensor_parallel_size=1), get_model=lambda: torch.nn.Linear(2, 2)
+        rank=0,
+        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        get_model=lambda: torch.nn.Linear(2, 2),
+        model_runner=SimpleNamespace(),
     )
 
     assert expert_placement(worker).experts == {}

@@ -65,6 +65,8 @@ class _Request(msgspec.Struct):
 class ScriptedCore:
     """`replicas.core.EngineCore`. The script is the spec's `engine_args`."""
 
+    moves_experts = False
+
     def __init__(self, spec: EngineSpec) -> None:
         self.script = script = msgspec.convert(spec.engine_args, Script)
         time.sleep(script.load_s)
