@@ -71,7 +71,7 @@ class Placement:
         return moved
 
     def in_slots_of(self, old: Placement) -> Placement:
-        """The same, with each expert that stays on its rank in the slot that it had there: what stays is not touched."""
+        """The same, with each expert that stays on its rank in the slot that it had there: it is not touched."""
         experts = slots_kept(self.experts, old.experts)
         return Placement(experts, self.expert_count)
 
