@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experts.balance import place, replace
-from experts.plan import Ints, Placement, slots_kept
+from experts.plan import Floats, Ints, Placement, slots_kept
 from experts.traffic import Traffic
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+FAR = 1.1  # times the imbalance of a placement made anew
 
 
 class EplbPolicy:
@@ -55,12 +58,23 @@ class EplbPolicy:
         old = None if old_global_expert_indices is None else old_global_expert_indices.detach().cpu().numpy()
         in_force = _in_force(old, experts, num_replicas, num_ranks)
         if in_force is not None:
-            made = replace(load, in_force, traffic=traffic).in_slots_of(in_force).experts
+            made = _replaced(load, in_force, traffic).in_slots_of(in_force).experts
         else:
             made = place(load, num_ranks, num_replicas - experts, traffic).experts
             if old is not None and old.shape == (load.shape[0], num_replicas):
                 made = slots_kept(made, old.astype(np.int64).reshape(made.shape))
         return torch.from_numpy(np.ascontiguousarray(made.reshape(load.shape[0], num_replicas)))
+
+
+def _replaced(load: Floats, in_force: Placement, traffic: Traffic | None) -> Placement:
+    """By few moves; by more, or anew, as long as those leave the balance far behind: vLLM's first map knows no load."""
+    _, ranks, slots = in_force.experts.shape
+    made = replace(load, in_force, traffic=traffic)
+    fresh = place(load, ranks, ranks * slots - in_force.expert_count, traffic)
+    if made.imbalance(load).mean() <= FAR * fresh.imbalance(load).mean():
+        return made
+    made = replace(load, in_force, most_moved=1.0, traffic=traffic)
+    return made if made.imbalance(load).mean() <= FAR * fresh.imbalance(load).mean() else fresh
 
 
 def _traffic(experts: int, groups: int, nodes: int, ranks: int) -> Traffic | None:

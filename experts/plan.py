@@ -136,7 +136,7 @@ class PlacementPlan:
 
     @property
     def layers(self) -> int:
-        return self.placement.experts.shape[0]
+        return len(self.placement.experts)
 
     @property
     def experts(self) -> int:
@@ -144,12 +144,12 @@ class PlacementPlan:
 
     @property
     def ranks(self) -> int:
-        return self.placement.experts.shape[1]
+        return len(self.placement.experts[0])
 
     @property
     def slots(self) -> int:
         """A rank's, in each layer."""
-        return self.placement.experts.shape[2]
+        return len(self.placement.experts[0, 0])
 
     def node_of(self, rank: int) -> int:
         return rank // (self.ranks // self.nodes)

@@ -121,21 +121,3 @@ def _cost_of_leaving(home: Floats, ranks: int) -> Callable[[Ints, Floats, Ints, 
         return FROM_HOME * lost
 
     return cost
-
-
-def recopied(placed: Ints, load: Floats, copies: Ints, wanted: Ints) -> Ints:
-    """Has copies that are one too many make way for those that are missing: one expert moved for each."""
-    placed = placed.copy()
-    for layer in range(placed.shape[0]):
-        counts, missing = copies[layer].copy(), np.maximum(wanted[layer] - copies[layer], 0)
-        here = placed[layer]
-        for expert in np.repeat(np.arange(missing.size), missing)[np.argsort(-np.repeat(load[layer], missing))]:
-            loads = (load[layer] / counts)[here].sum(1)
-            spare = counts[here] > wanted[layer][here]
-            has_it = (here == expert).any(1)
-            cost = np.where(spare, (loads - 1e12 * ~has_it)[:, None], np.inf)
-            rank, slot = np.unravel_index(cost.argmin(), cost.shape)
-            counts[here[rank, slot]] -= 1
-            counts[expert] += 1
-            here[rank, slot] = expert
-    return placed

@@ -41,8 +41,8 @@ class Traffic:
     def __post_init__(self) -> None:
         if self.nodes < 1 or not 1 <= self.top_groups <= self.groups or self.top_k < self.top_groups:
             raise BadPlan(
-                f"{self.nodes} nodes, top {self.top_groups} of {self.groups} groups, top {self.top_k} experts: there is "
-                "at least one node, and a token goes to one group at least and one expert of each"
+                f"{self.nodes} nodes, top {self.top_groups} of {self.groups} groups, top {self.top_k} experts: there "
+                "is at least one node, and a token goes to one group at least and one expert of each"
             )
 
     def check(self, experts: int, ranks: int) -> None:

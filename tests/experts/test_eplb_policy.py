@@ -1,4 +1,4 @@
-"""Our policy where vLLM's EPLB calls it: its interface, its default policy's promises, its own transfers. CPU tensors."""
+"""Our policy where vLLM's EPLB calls it: its interface, its default policy's promises, its own transfers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def calls(draw: st.DrawFn) -> tuple[torch.Tensor, int, int, int, int]:
 @settings(max_examples=60, deadline=None)
 @given(calls())
 def test_a_call_gives_each_expert_a_slot_as_the_interface_says(call) -> None:
-    weight, slots, _, _, ranks = call
+    weight, slots = call[:2]
     made = EplbPolicy.rebalance_experts(*call)
     assert made.shape == (2, slots) and made.dtype == torch.int64 and made.device.type == "cpu"
     for layer in made:
@@ -54,7 +54,7 @@ def test_a_call_gives_each_expert_a_slot_as_the_interface_says(call) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(calls(), st.integers(0, 2**31))
-def test_what_stays_on_its_rank_stays_in_its_slot_and_few_move(call, seed) -> None:
+def test_what_stays_on_its_rank_stays_in_its_slot(call, seed) -> None:
     weight, slots, groups, nodes, ranks = call
     old = EplbPolicy.rebalance_experts(*call)
     later = (weight * torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))).int()
@@ -62,8 +62,20 @@ def test_what_stays_on_its_rank_stays_in_its_slot_and_few_move(call, seed) -> No
     before, after = (t.numpy().reshape(2, ranks, -1) for t in (old, made))
     for was, now in zip(before.reshape(-1, slots // ranks), after.reshape(-1, slots // ranks), strict=True):
         assert int((was == now).sum()) == sum(min((was == e).sum(), (now == e).sum()) for e in set(was.tolist()))
-    assert int((before != after).sum()) <= 2 * int(0.12 * slots)
     assert imbalance(later, made, ranks) <= imbalance(later, old, ranks) + 1e-9
+
+
+def test_a_drift_moves_few_and_a_first_map_as_many_as_it_takes() -> None:
+    """What vLLM begins with knows no load: its spare slots hold the first experts."""
+    rng = np.random.default_rng(5)
+    weight = torch.tensor(np.stack([rng.permutation(1e6 / np.arange(1, 129)) for _ in range(4)])).int()
+    first = torch.tensor([*range(128), *range(16)]).repeat(4, 1)
+    made = EplbPolicy.rebalance_experts(weight, 144, 1, 1, 8, first)
+    assert imbalance(weight, first, 8) > 1.5 > 1.1 > imbalance(weight, made, 8)
+    later = (weight * torch.tensor(np.exp(rng.normal(0.0, 0.2, weight.shape)))).int()
+    again = EplbPolicy.rebalance_experts(later, 144, 1, 1, 8, made)
+    assert 0 < int((again != made).sum()) <= 0.15 * made.numel()
+    assert imbalance(later, again, 8) < imbalance(later, made, 8)
 
 
 def test_nothing_counted_moves_nothing() -> None:
@@ -166,7 +178,7 @@ def test_installed_it_is_what_the_configuration_calls_default(vllm_eplb, monkeyp
     monkeypatch.setattr(vllm_eplb.policy, "EPLB_POLICIES", dict(vllm_eplb.policy.EPLB_POLICIES))
     install(vllm_eplb.policy)
     install(vllm_eplb.policy)
-    assert vllm_eplb.policy.EPLB_POLICIES == {EPLBConfig().policy: EplbPolicy}
+    assert vllm_eplb.policy.EPLB_POLICIES[EPLBConfig().policy] is EplbPolicy
     assert issubclass(EplbPolicy, vllm_eplb.policy.AbstractEplbPolicy)
 
 
