@@ -81,8 +81,8 @@ def replace(
 ) -> Placement:
     """A placement for a new load, from the one in force, moving few experts; in no layer worse than that.
 
-    Ends within `tolerance` of what `place` would reach from nothing, or when `most_moved` of a layer's slots hold
-    another expert than before: weights are moved beside the traffic, so a rebalance has to be short; the next one goes
+    Ends within `tolerance` of what `place` would reach from nothing, or when `most_moved` of a layer's slots (two, at
+    least) hold another expert than before: weights are moved beside the traffic, so a rebalance has to be short; the next one goes
     on from there. With `traffic`, of the moves that help those are taken that keep groups of experts on the nodes where
     they are, and that stay within a node.
     """
@@ -93,7 +93,7 @@ def replace(
     fresh = place(load, ranks, ranks * slots - old.expert_count).rank_loads(load).max(1)
     goal, before = fresh * (1.0 + tolerance), old.rank_loads(load).max(1)
     home = homes_in(old, load, traffic) if traffic is not None else None
-    budget, nodes = int(most_moved * ranks * slots), traffic.nodes if traffic is not None else 1
+    budget, nodes = max(int(most_moved * ranks * slots), 2), traffic.nodes if traffic is not None else 1
     experts = old.experts.copy()
     for layer in range(layers):
         here = None if home is None else home[layer]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from experts.plan import Floats, Ints
 
-FROM_HOME = 0.1  # of the load that leaves its home node, against load above the goal that goes
-ACROSS = 0.01  # the same, of what a swap sends between nodes rather than within one
+FROM_HOME = 0.03  # of the load that leaves its home node, against load above the goal that goes
+ACROSS = 0.002  # the same, of what a swap sends between nodes rather than within one
 LEAST = 1e-9  # of the load above the goal
 
 
