@@ -23,8 +23,9 @@ from experts.traffic import Traffic, sent_across_nodes
 
 __all__ = ["BadPlan", "Floats", "Ints", "Placement", "lower_bound", "place", "replace"]
 
-MOST_TRIES = 100  # of other numbers of copies
-NEAR = 1.005  # times the lower bound is near enough
+MOST_TRIES = 250  # of other numbers of copies
+ON_FULLEST = 8.0  # times as likely to get a copy more: an expert on the fullest rank
+NEAR = 1.002  # times the lower bound is near enough
 FOR_NODES = 0.002  # of the mean rank load that the fullest rank may have more, if less is sent to other nodes
 
 
@@ -82,9 +83,9 @@ def replace(
     """A placement for a new load, from the one in force, moving few experts; in no layer worse than that.
 
     Ends within `tolerance` of what `place` would reach from nothing, or when `most_moved` of a layer's slots (two, at
-    least) hold another expert than before: weights are moved beside the traffic, so a rebalance has to be short; the next one goes
-    on from there. With `traffic`, of the moves that help those are taken that keep groups of experts on the nodes where
-    they are, and that stay within a node.
+    least) hold another expert than before: weights are moved beside the traffic, so a rebalance has to be short; the
+    next one goes on from there. With `traffic`, of the moves that help those are taken that keep groups of experts on
+    the nodes where they are, and that stay within a node.
     """
     load = np.asarray(load, np.float64)
     layers, ranks, slots = old.experts.shape
@@ -140,10 +141,12 @@ def _searched(made: Placement, load: Floats) -> Placement:
         at = np.flatnonzero(reached > enough)
         if not at.size:
             break
-        tried, rows = copies[at].copy(), np.arange(at.size)
+        tried, rows, likely = copies[at].copy(), np.arange(at.size), np.ones((at.size, copies.shape[1]))
+        fullest = Placement(placed[at], made.expert_count).rank_loads(load[at]).argmax(1)
+        np.put_along_axis(likely, placed[at, fullest], ON_FULLEST, 1)
         for _ in range(rng.integers(1, 3)):
             from_ = np.where(tried > 1, rng.random(tried.shape), -1.0).argmax(1)
-            wanted = rng.random(tried.shape) * np.sqrt(load[at] / tried)  # large copies sooner than small ones
+            wanted = rng.random(tried.shape) * np.sqrt(load[at] / tried) * likely  # large copies sooner than small ones
             wanted[(tried == ranks) | (np.arange(tried.shape[1]) == from_[:, None])] = -1.0
             tried[rows, from_] -= 1
             tried[rows, wanted.argmax(1)] += 1

@@ -1,8 +1,9 @@
 """Brings a placement in force back into balance, with as few experts moved as it takes. Pure, numpy.
 
 The fullest rank is relieved again and again by what takes most of the load above the goal away *for each copy moved*,
-from all ranks together: a swap of two slots moves two copies; putting another expert into the slot of one that has more
-copies moves one, and shifts load between all ranks that hold either. One layer at a time.
+from all ranks together: a swap of two slots moves two copies; a rotation of three moves three and can relieve two
+ranks; putting another expert into the slot of one that has more copies moves one, and shifts load between all ranks
+that hold either. One layer at a time.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def repaired(placed: Ints, load: Floats, goal: float, most: int, nodes: int = 1,
     """
     layer = _Layer(placed, load, goal, nodes, home)
     while layer.loads.max() > goal and most >= 1:
-        steps = [layer.put()] if most < 2 else [layer.put(), layer.swap()]
-        gain, changes = min(steps)
+        steps = [layer.put(), layer.swap(), layer.rotation()]
+        gain, changes = min(step for step in steps if len(step[1]) <= most)
         if gain >= -LEAST * layer.above(layer.loads).sum():
             break
         layer.change(changes)
@@ -66,22 +67,54 @@ class _Layer:
             self.placed[rank, slot] = expert
         self._weigh()
 
+    def _way(self, experts: Ints, ranks: Ints, targets: Ints) -> Floats:
+        """[expert, target]: what it costs that a copy goes from its rank to another: its home, and the way."""
+        here, there = self.node_of[ranks][:, None], self.node_of[targets]
+        leaves = self.home[experts[:, None], here] - self.home[experts][:, there]
+        cost: Floats = self.each[experts][:, None] * (FROM_HOME * leaves + ACROSS * (here != there))
+        return cost
+
     def swap(self) -> Step:
         """The best swap between the fullest rank and another."""
         hot, slots = int(self.loads.argmax()), self.placed.shape[1]
         ours, theirs = self.placed[hot], self.placed.ravel()
-        here, there = self.node_of[hot], self.node_of[self.rank_of]
         less = self.each[ours][:, None] - self.each[theirs]
         top, others = self.loads[hot], self.loads[self.rank_of]
         change = self.above(top - less) - self.above(top) + self.above(others + less) - self.above(others)
-        change += FROM_HOME * self.each[ours][:, None] * (self.home[ours, here][:, None] - self.home[ours][:, there])
-        change += FROM_HOME * self.each[theirs] * (self.home[theirs, there] - self.home[theirs, here])
-        change += ACROSS * (self.each[ours][:, None] + self.each[theirs]) * (here != there)
+        change += self._way(ours, np.full(slots, hot), self.rank_of)
+        change += self._way(theirs, self.rank_of, np.array([hot])).T
         change[:, self.rank_of == hot] = np.inf
         best = int(change.argmin())
         slot, (rank, other) = best // theirs.size, divmod(best % theirs.size, slots)
         changes = [(hot, slot, int(self.placed[rank, other])), (rank, other, int(ours[slot]))]
         return float(change.flat[best]) / 2, changes
+
+    def rotation(self) -> Step:
+        """The best rotation: a copy from the fullest rank to one that is not too full, one from there to another rank
+        that is, and one from that to the fullest."""
+        hot, slots, experts = int(self.loads.argmax()), self.placed.shape[1], self.placed.ravel()
+        full = self.loads > self.goal
+        second = np.flatnonzero(full[self.rank_of] & (self.rank_of != hot))
+        third = np.flatnonzero(~full[self.rank_of])
+        if not second.size or not third.size:
+            return 0.0, []
+        ours, theirs, lasts = self.each[self.placed[hot]], self.each[experts[second]], self.each[experts[third]]
+        loads, last = self.loads[self.rank_of[second]], self.loads[self.rank_of[third]]
+        # [slot of the fullest, of the second, of the third]: what becomes of each rank's load above the goal.
+        top = self.above(self.loads[hot] - ours[:, None] + theirs) - self.above(self.loads[hot])
+        other = self.above((loads - theirs)[:, None] + lasts) - self.above(loads)[:, None]
+        change = top[:, :, None] + other + self.above(last - lasts + ours[:, None])[:, None]
+        change += self._way(self.placed[hot], np.full(slots, hot), self.rank_of[third])[:, None]
+        change += self._way(experts[second], self.rank_of[second], np.array([hot]))
+        change += self._way(experts[third], self.rank_of[third], self.rank_of[second]).T
+        slot, at, to = np.unravel_index(int(change.argmin()), change.shape)
+        back, away = int(second[at]), int(third[to])
+        changes = [
+            (hot, int(slot), int(experts[back])),
+            (*divmod(back, slots), int(experts[away])),
+            (*divmod(away, slots), int(self.placed[hot, slot])),
+        ]
+        return float(change[slot, at, to]) / 3, changes
 
     def put(self) -> Step:
         """The best expert to put into a slot of one that has more copies: any into the fullest rank's slots, or one of

@@ -13,7 +13,7 @@ import numpy as np
 from experts.plan import Floats, Ints
 
 MOST_SWAPS = 400  # a layer; some tens are usual
-LEAST_GAIN = 1e-4  # of the hottest rank's load, to go on
+LEAST_GAIN = 2e-5  # of the hottest rank's load, to go on
 FROM_HOME = 0.1  # of a copy's load: how much worse a swap is that takes it from its home
 AT_HOME = 1.2  # of the mean rank load: how full a rank gets with experts of its node before others are taken
 
