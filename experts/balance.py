@@ -23,7 +23,7 @@ from experts.traffic import Traffic, sent_across_nodes
 
 __all__ = ["BadPlan", "Floats", "Ints", "Placement", "lower_bound", "place", "replace"]
 
-MOST_TRIES = 250  # of other numbers of copies
+MOST_TRIES = 200  # of other numbers of copies
 ON_FULLEST = 8.0  # times as likely to get a copy more: an expert on the fullest rank
 NEAR = 1.002  # times the lower bound is near enough
 FOR_NODES = 0.002  # of the mean rank load that the fullest rank may have more, if less is sent to other nodes
@@ -77,7 +77,7 @@ def replace(
     load: Floats,
     old: Placement,
     tolerance: float = 0.01,
-    most_moved: float = 0.15,
+    most_moved: float = 0.145,
     traffic: Traffic | None = None,
 ) -> Placement:
     """A placement for a new load, from the one in force, moving few experts; in no layer worse than that.

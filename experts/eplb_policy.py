@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experts.balance import place, replace
+from experts.balance import lower_bound, place, replace
 from experts.plan import Floats, Ints, Placement, slots_kept
 from experts.traffic import Traffic
 
@@ -70,11 +70,13 @@ def _replaced(load: Floats, in_force: Placement, traffic: Traffic | None) -> Pla
     """By few moves; by more, or anew, as long as those leave the balance far behind: vLLM's first map knows no load."""
     _, ranks, slots = in_force.experts.shape
     made = replace(load, in_force, traffic=traffic)
-    fresh = place(load, ranks, ranks * slots - in_force.expert_count, traffic)
-    if made.imbalance(load).mean() <= FAR * fresh.imbalance(load).mean():
+    if made.imbalance(load).mean() <= FAR * lower_bound(load, ranks, slots).mean():
         return made
-    made = replace(load, in_force, most_moved=1.0, traffic=traffic)
-    return made if made.imbalance(load).mean() <= FAR * fresh.imbalance(load).mean() else fresh
+    fresh = place(load, ranks, ranks * slots - in_force.expert_count, traffic)
+    enough = FAR * fresh.imbalance(load).mean()
+    if made.imbalance(load).mean() > enough:
+        made = replace(load, in_force, most_moved=1.0, traffic=traffic)
+    return made if made.imbalance(load).mean() <= enough else fresh
 
 
 def _traffic(experts: int, groups: int, nodes: int, ranks: int) -> Traffic | None:

@@ -11,7 +11,8 @@ which is slowed meanwhile.
 Sampling: of n tokens counted in a layer, a rank of R gets n/R, give or take sqrt(n/R), and the fullest of R even ones
 looks fuller than it is by about sqrt(2 ln R) of that, over the mean: noise = sqrt(2 R ln R / n). A placement fitted to
 the count is better on it than it will be, by as much. So the answer is yes only if the gain less the noise pays, no if
-the gain and the noise do not, and not enough data between. Tokens of one request are alike, which this does not know:
+the gain and the noise do not, and not enough data between. It pays if it saves more than the move costs, and at least
+`LEAST_SAVED` of the time. Tokens of one request are alike, which this does not know:
 count over many requests.
 """
 
@@ -31,6 +32,7 @@ from experts.sharding import Demand, Efficiency, Layout, step
 from experts.topology import Cluster
 
 Answer = Literal["yes", "no", "not enough data"]
+LEAST_SAVED = 0.002  # of the interval: less than that a roofline cannot tell
 FINE = 0.01  # of imbalance: noise that small is none, and the estimate is taken as it is
 
 
@@ -106,13 +108,16 @@ def worth(load: Floats, old: PlacementPlan, new: PlacementPlan, serving: Serving
         f"imbalance {before:.3f} -> {after:.3f} saves {saved:.3g} s of {serving.interval_s:g} s, "
         f"moving {len(moves)} copies costs {lost:.3g} s"
     )
-    if saved_s(gain - unsure) > lost:
+    worthwhile = max(lost, LEAST_SAVED * serving.interval_s)
+    if saved_s(gain - unsure) > worthwhile:
         return Verdict("yes", f"Worth it: {figures}.", before, after, noise, saved, lost)
-    if saved_s(gain + unsure) <= lost:
-        bound = gain > FINE and saved <= 1e-6 * serving.interval_s
+    if saved_s(gain + unsure) <= worthwhile:
+        bound = gain > FINE and saved <= LEAST_SAVED * serving.interval_s
         why = "; the step is bound by reading weights, not by the fullest rank's work" if bound else ""
         return Verdict("no", f"Not worth it: {figures}{why}.", before, after, noise, saved, lost)
-    needed = max(_tokens(new.ranks, max(abs(gain - _break_even(saved_s, lost, before)), FINE)), math.ceil(counted) + 1)
+    needed = max(
+        _tokens(new.ranks, max(abs(gain - _break_even(saved_s, worthwhile, before)), FINE)), math.ceil(counted) + 1
+    )
     reason = (
         f"{counted:,.0f} tokens were counted in the emptiest layer, which leaves the imbalance unsure by {noise:.3f}; "
         f"{needed:,} are needed: {figures}."
@@ -132,12 +137,12 @@ def _tokens(ranks: int, noise: float) -> int:
     return math.ceil(_noise_times_tokens(ranks) / noise**2)
 
 
-def _break_even(saved_s: Callable[[float], float], lost: float, before: float) -> float:
-    """The gain in imbalance that saves as much as is lost; the whole imbalance if even that does not."""
+def _break_even(saved_s: Callable[[float], float], worthwhile: float, before: float) -> float:
+    """The gain in imbalance that saves as much as it must; the whole imbalance if even that does not."""
     low, high = 0.0, before - 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if saved_s(middle) > lost else (middle, high)
+        low, high = (low, middle) if saved_s(middle) > worthwhile else (middle, high)
     return high
 
 

@@ -35,7 +35,8 @@ class Cluster(NamedTuple):
     groups: int = 1
 
     def __str__(self) -> str:
-        return f"{self.layers}x{self.experts}x{self.ranks}+{self.spare}"
+        nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
+        return f"{self.layers}x{self.experts}x{self.ranks}+{self.spare}{nodes}"
 
     @property
     def slots(self) -> int:
