@@ -8,7 +8,7 @@ given up of the first for it is `FOR_NODES`); and, from a placement in force, fe
 What DeepSeek's EPLB does otherwise (github.com/deepseek-ai/EPLB, and vllm.distributed.eplb.policy): it fills ranks
 greedily, within nodes that got whole groups of experts, and begins anew each time. Here a greedy filling is improved by
 swaps, and by other numbers of copies where those do not do; groups are drawn to nodes, but an expert goes elsewhere
-when balance needs it; with a placement in force the swaps begin there. All layers are worked on at once.
+when balance needs it; and a placement in force is repaired (`repair.py`), not made anew.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import numpy as np
 
 from experts.locality import exchanged, homes, homes_in
 from experts.plan import BadPlan, Floats, Ints, Placement
-from experts.swaps import filled, recopied, swapped
+from experts.repair import repaired
+from experts.swaps import filled, swapped
 from experts.traffic import Traffic, sent_across_nodes
 
 __all__ = ["BadPlan", "Floats", "Ints", "Placement", "lower_bound", "place", "replace"]
 
-MOST_TRIES = 100  # of other numbers of copies
-NEAR = 1.005  # times the lower bound is near enough
+MOST_TRIES = 200  # of other numbers of copies
+ON_FULLEST = 8.0  # times as likely to get a copy more: an expert on the fullest rank
+NEAR = 1.002  # times the lower bound is near enough
 FOR_NODES = 0.002  # of the mean rank load that the fullest rank may have more, if less is sent to other nodes
 
 
@@ -75,52 +77,31 @@ def replace(
     load: Floats,
     old: Placement,
     tolerance: float = 0.01,
-    most_moved: float = 0.12,
+    most_moved: float = 0.145,
     traffic: Traffic | None = None,
 ) -> Placement:
-    """A placement for a new load, from the one in force, moving few experts.
+    """A placement for a new load, from the one in force, moving few experts; in no layer worse than that.
 
-    Ends within `tolerance` of what `place` would reach from nothing, or when `most_moved` of a layer's slots hold
-    another expert than before: weights are moved beside the traffic, so a rebalance has to be short; the next one goes
-    on from there. Where swaps do not lead to the goal, copies that are not worth their slot any more make way first.
-    With `traffic`, of the swaps that help those are taken that keep groups of experts on the nodes where they are.
+    Ends within `tolerance` of what `place` would reach from nothing, or when `most_moved` of a layer's slots (two, at
+    least) hold another expert than before: weights are moved beside the traffic, so a rebalance has to be short; the
+    next one goes on from there. With `traffic`, of the moves that help those are taken that keep groups of experts on
+    the nodes where they are, and that stay within a node.
     """
     load = np.asarray(load, np.float64)
-    _, ranks, slots = old.experts.shape
-    fresh = place(load, ranks, ranks * slots - old.expert_count)
-    goal = fresh.imbalance(load) * (1.0 + tolerance) * load.sum(1) / ranks
-    budget = int(most_moved * ranks * slots)
+    layers, ranks, slots = old.experts.shape
     if traffic is not None:
         traffic.check(old.expert_count, ranks)
+    fresh = place(load, ranks, ranks * slots - old.expert_count).rank_loads(load).max(1)
+    goal, before = fresh * (1.0 + tolerance), old.rank_loads(load).max(1)
     home = homes_in(old, load, traffic) if traffic is not None else None
-    made = Placement(swapped(old.experts, load, old.copies, goal, budget // 2, home), old.expert_count)
-    reached = made.rank_loads(load).max(1)
-    behind = np.flatnonzero(reached > goal)
-    if not behind.size or ranks * slots == old.expert_count:
-        return made
-    held, part = Placement(old.experts[behind], old.expert_count), load[behind]
-    copied = recopied(held.experts, part, held.copies, _wanted(fresh.copies[behind], held.copies, part, budget // 2))
-    copies = Placement(copied, old.expert_count).copies
-    left = (budget - (copied != held.experts).sum((1, 2))) // 2
-    copied = swapped(copied, part, copies, goal[behind], left, None if home is None else home[behind])
-    better = Placement(copied, old.expert_count).rank_loads(part).max(1) < reached[behind]
-    experts = made.experts.copy()
-    experts[behind[better]] = copied[better]
+    budget, nodes = max(int(most_moved * ranks * slots), 2), traffic.nodes if traffic is not None else 1
+    experts = old.experts.copy()
+    for layer in range(layers):
+        here = None if home is None else home[layer]
+        experts[layer] = repaired(experts[layer], load[layer], float(goal[layer]), budget, nodes, here)
+    worse = Placement(experts, old.expert_count).rank_loads(load).max(1) > before
+    experts[worse] = old.experts[worse]
     return Placement(experts, old.expert_count)
-
-
-def _wanted(fresh: Ints, held: Ints, load: Floats, most: int) -> Ints:
-    """Numbers of copies on the way from those held to the fresh ones: at most so many changes, largest loads first."""
-    wanted = held.copy()
-    for layer in range(held.shape[0]):
-        missing, spare = np.maximum(fresh[layer] - held[layer], 0), np.maximum(held[layer] - fresh[layer], 0)
-        gains = np.repeat(np.arange(missing.size), missing)
-        gains = gains[np.argsort(-(load[layer] / held[layer])[gains], kind="stable")][:most]
-        losses = np.repeat(np.arange(spare.size), spare)
-        losses = losses[np.argsort((load[layer] / held[layer])[losses], kind="stable")][: gains.size]
-        np.add.at(wanted[layer], gains, 1)
-        np.subtract.at(wanted[layer], losses, 1)
-    return wanted
 
 
 def _slots(experts: int, ranks: int, spare: int) -> int:
@@ -160,10 +141,12 @@ def _searched(made: Placement, load: Floats) -> Placement:
         at = np.flatnonzero(reached > enough)
         if not at.size:
             break
-        tried, rows = copies[at].copy(), np.arange(at.size)
+        tried, rows, likely = copies[at].copy(), np.arange(at.size), np.ones((at.size, copies.shape[1]))
+        fullest = Placement(placed[at], made.expert_count).rank_loads(load[at]).argmax(1)
+        np.put_along_axis(likely, placed[at, fullest], ON_FULLEST, 1)
         for _ in range(rng.integers(1, 3)):
             from_ = np.where(tried > 1, rng.random(tried.shape), -1.0).argmax(1)
-            wanted = rng.random(tried.shape) * np.sqrt(load[at] / tried)  # large copies sooner than small ones
+            wanted = rng.random(tried.shape) * np.sqrt(load[at] / tried) * likely  # large copies sooner than small ones
             wanted[(tried == ranks) | (np.arange(tried.shape[1]) == from_[:, None])] = -1.0
             tried[rows, from_] -= 1
             tried[rows, wanted.argmax(1)] += 1

@@ -46,7 +46,7 @@ def homes(load: Floats, traffic: Traffic) -> Floats | None:
 
 
 def homes_in(placement: Placement, load: Floats, traffic: Traffic) -> Floats | None:
-    """The same, as a placement in force has them: the nodes that serve at least half as much of a group as its first."""
+    """The same, as a placement in force has them: nodes that serve at least half as much of a group as its first."""
     if traffic.groups == 1 or traffic.nodes == 1:
         return None
     layers, experts = load.shape

@@ -71,7 +71,7 @@ class Placement:
         return moved
 
     def in_slots_of(self, old: Placement) -> Placement:
-        """The same, with each expert that stays on its rank in the slot that it had there: what stays is not touched."""
+        """The same, with each expert that stays on its rank in the slot that it had there: it is not touched."""
         experts = slots_kept(self.experts, old.experts)
         return Placement(experts, self.expert_count)
 
@@ -136,7 +136,7 @@ class PlacementPlan:
 
     @property
     def layers(self) -> int:
-        return self.placement.experts.shape[0]
+        return len(self.placement.experts)
 
     @property
     def experts(self) -> int:
@@ -144,12 +144,12 @@ class PlacementPlan:
 
     @property
     def ranks(self) -> int:
-        return self.placement.experts.shape[1]
+        return len(self.placement.experts[0])
 
     @property
     def slots(self) -> int:
         """A rank's, in each layer."""
-        return self.placement.experts.shape[2]
+        return len(self.placement.experts[0, 0])
 
     def node_of(self, rank: int) -> int:
         return rank // (self.ranks // self.nodes)

@@ -13,7 +13,7 @@ import numpy as np
 from experts.plan import Floats, Ints
 
 MOST_SWAPS = 400  # a layer; some tens are usual
-LEAST_GAIN = 1e-4  # of the hottest rank's load, to go on
+LEAST_GAIN = 2e-5  # of the hottest rank's load, to go on
 FROM_HOME = 0.1  # of a copy's load: how much worse a swap is that takes it from its home
 AT_HOME = 1.2  # of the mean rank load: how full a rank gets with experts of its node before others are taken
 
@@ -121,21 +121,3 @@ def _cost_of_leaving(home: Floats, ranks: int) -> Callable[[Ints, Floats, Ints, 
         return FROM_HOME * lost
 
     return cost
-
-
-def recopied(placed: Ints, load: Floats, copies: Ints, wanted: Ints) -> Ints:
-    """Has copies that are one too many make way for those that are missing: one expert moved for each."""
-    placed = placed.copy()
-    for layer in range(placed.shape[0]):
-        counts, missing = copies[layer].copy(), np.maximum(wanted[layer] - copies[layer], 0)
-        here = placed[layer]
-        for expert in np.repeat(np.arange(missing.size), missing)[np.argsort(-np.repeat(load[layer], missing))]:
-            loads = (load[layer] / counts)[here].sum(1)
-            spare = counts[here] > wanted[layer][here]
-            has_it = (here == expert).any(1)
-            cost = np.where(spare, (loads - 1e12 * ~has_it)[:, None], np.inf)
-            rank, slot = np.unravel_index(cost.argmin(), cost.shape)
-            counts[here[rank, slot]] -= 1
-            counts[expert] += 1
-            here[rank, slot] = expert
-    return placed

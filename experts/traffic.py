@@ -2,10 +2,10 @@
 
 The model. Tokens lie evenly over the ranks, so each of N nodes has 1/N of every expert's. A token chooses `top_k`
 experts; with group-limited routing (DeepSeek-V3's `n_group`, `topk_group`) it chooses `top_groups` of `groups` groups
-first, group g with probability p_g = min(1, top_groups * its share of the load), and top_k / top_groups experts in each,
-every one drawn by its share of the group's load. To a node it is sent once, however many of its experts are there (so
-do DeepEP's normal kernels). With s the share of a group's tokens from node n that node m serves, n's token goes to m
-with probability 1 - prod_g (1 - p_g (1 - (1 - s)^(top_k / top_groups))).
+first, group g with probability p_g = min(1, top_groups * its share of the load), and top_k / top_groups experts in
+each, every one drawn by its share of the group's load. To a node it is sent once, however many of its experts are there
+(so do DeepEP's normal kernels). With s the share of a group's tokens from node n that node m serves, n's token goes to
+m with probability 1 - prod_g (1 - p_g (1 - (1 - s)^(top_k / top_groups))).
 
 Which copy of an expert a token goes to decides what a placement can save:
 
@@ -41,7 +41,7 @@ class Traffic:
     def __post_init__(self) -> None:
         if self.nodes < 1 or not 1 <= self.top_groups <= self.groups or self.top_k < self.top_groups:
             raise BadPlan(
-                f"{self.nodes} nodes, top {self.top_groups} of {self.groups} groups and top {self.top_k} experts: there "
+                f"{self.nodes} nodes, top {self.top_groups} of {self.groups} groups, top {self.top_k} experts: there "
                 "is at least one node, and a token goes to one group at least and one expert of each"
             )
 
