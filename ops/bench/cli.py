@@ -184,6 +184,8 @@ def balance(
 ) -> None:
     """Our placements of experts against those of the EPLB policy that vLLM brings.
 
+    On made-up loads, and on the embedded model's by task, measured at the beginning on its engine.
+
     ours, eplb, lp_bound: the fullest rank's load over the mean, the mean over layers; the bound is no placement's.
     eplb is asked as vLLM does for these groups and nodes, eplb_flat as if there were none.
     drift_…: the same as the load changes three times, for the first placement (stay) and those that follow on it.
@@ -194,8 +196,11 @@ def balance(
     Example: moray bench balance --json
     """
     from ops.bench.balance import measure
+    from ops.bench.measured_load import loads_by_task
 
-    _show("moray bench balance", measure(seed, _reporter(as_json)), as_json)
+    report = _reporter(as_json)
+    report("measuring the embedded model's load by task")
+    _show("moray bench balance", measure(seed, report, loads_by_task()), as_json)
 
 
 @app.command()

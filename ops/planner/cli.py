@@ -115,6 +115,12 @@ def experts(
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="The plan in force: few experts move from it.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --from: is the move worth it, for this tier or checkpoint?")
+    ] = None,
+    cluster: OnCluster = CLUSTER,
+    sequences: Annotated[int, typer.Option(min=1, help="For that: requests in a step.")] = 64,
+    interval_s: Annotated[float, typer.Option(min=1, help="For that: seconds until the next plan.")] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Which shard holds which experts, so that no shard has much more to do than another.
@@ -122,19 +128,33 @@ def experts(
     Made for a load that was measured; of second copies each takes its part of the expert's tokens. Max over mean: the
     fullest shard's tokens over the mean, the mean of all layers; 1 is even.
     """
-    from ops.planner.placement import planned, read_load, read_plan
+    from experts.sharding import Layout
+    from experts.worth import Serving
+    from ops.planner.placement import planned, read_load, read_plan, verdict
 
-    found = planned(read_load(load), shards, spare, read_plan(from_) if from_ else None)
+    told, old = read_load(load), read_plan(from_) if from_ else None
+    found = planned(told, shards, spare, old)
+    worth = None
+    if model is not None:
+        if old is None:
+            raise UserError("--model asks whether a move is worth it, and --from says from where: give both")
+        demand = _demand(PROMPT, OUTPUT, TPOT_MS, "bf16")
+        layout = Layout(shards, 1, True)
+        worth = verdict(
+            told, old, found, Serving(_spec(model), _cluster(cluster), layout, demand, sequences, interval_s)
+        )
     out.write_bytes(found.plan.to_json())
     if as_json:
         figures = {name: getattr(found, name) for name in ("before", "after", "bound", "moved", "slots")}
+        figures |= {"worth": worth.answer, "why": worth.reason} if worth else {}
         sys.stdout.write(json.dumps(figures) + "\n")
         return
     was = "the plan in force" if from_ else "vLLM's placement"
+    why = f"{worth.reason}\n" if worth else ""
     moved = "" if found.moved is None else f"; {found.moved} of {found.slots} slots get another expert"
     sys.stdout.write(
         f"max over mean {found.before:.3f} with {was}, {found.after:.3f} with this one (none is below "
-        f"{found.bound:.3f}){moved}\n{out}: moray up --expert-parallel {shards} --set experts.plan={out}\n"
+        f"{found.bound:.3f}){moved}\n{why}{out}: moray up --expert-parallel {shards} --set experts.plan={out}\n"
     )
 
 

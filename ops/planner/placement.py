@@ -11,6 +11,7 @@ import numpy as np
 
 from experts.balance import lower_bound, place, replace
 from experts.plan import BadPlan, Floats, PlacementPlan, imbalance
+from experts.worth import Serving, Verdict, worth
 from ops.errors import UserError
 
 
@@ -84,6 +85,14 @@ def planned(load: Load, shards: int, spare: int, old: PlacementPlan | None) -> P
         int(made.moved_from(old.placement).sum()) if old else None,
         layers * shards * held,
     )
+
+
+def verdict(load: Load, old: PlacementPlan, found: Planned, serving: Serving) -> Verdict:
+    """Whether to go from `old` to the plan that was found, as `serving` says. Raises UserError."""
+    try:
+        return worth(load.tokens, old, found.plan, serving)
+    except BadPlan as error:
+        raise UserError(str(error)) from None
 
 
 def neighbours(tokens: Floats, shards: int) -> Floats:

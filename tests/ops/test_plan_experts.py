@@ -73,3 +73,19 @@ def test_a_plan_for_something_else_and_spare_slots_that_do_not_divide_are_refuse
     result = run("--load", load, "--from", tmp_path / "p", "--shards", 4, "--out", tmp_path / "q")
     assert "2 ranks, not 4" in str(result.exception)
     assert "do not divide" in str(run("--load", load, "--spare", 1, "--out", tmp_path / "q").exception)
+
+
+def test_it_says_whether_a_move_is_worth_it(tmp_path):
+    tokens = np.random.default_rng(0).permuted(np.tile(1000.0 / np.arange(1, 129), (48, 1)), axis=1)
+    load, first = tmp_path / "load.json", tmp_path / "1.json"
+    load.write_text(json.dumps({"model": "32b", "tokens": tokens.astype(int).tolist()}))
+    even = tmp_path / "even.json"
+    even.write_text(json.dumps({"model": "32b", "tokens": np.ones((48, 128), int).tolist()}))
+    assert run("--load", even, "--shards", 4, "--out", first).exit_code == 0
+    asked = ("--shards", 4, "--from", first, "--model", "32b", "--out", tmp_path / "2", "--json")
+    answer = json.loads(run("--load", load, *asked).output)
+    assert answer["worth"] in ("yes", "not enough data") and "imbalance" in answer["why"]
+    still = json.loads(run("--load", even, *asked).output)
+    assert still["worth"] == "no" and "moves nothing" in still["why"]
+    result = run("--load", load, "--model", "32b", "--out", tmp_path / "3")
+    assert "--from says from where" in str(result.exception)
