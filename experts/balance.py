@@ -1,145 +1,116 @@
 """Where each expert goes, and which ones twice, so that no rank has much more to do than another. Pure, numpy.
 
 `load` is tokens by [layer, expert]. Each rank holds the same number of slots a layer; slots beyond one an expert are
-*spare* and hold second copies. An expert's tokens are split evenly over its copies, as vLLM's EPLB does. The aim is the
-least maximum rank load, and, from a placement in force, few experts moved.
+*spare* and hold second copies. An expert's tokens are split evenly over its copies, as vLLM's EPLB does. The aims, in
+this order: the least maximum rank load; few hidden states sent to other nodes (`traffic.py` has the model; what is
+given up of the first for it is `FOR_NODES`); and, from a placement in force, few experts moved.
 
 What DeepSeek's EPLB does otherwise (github.com/deepseek-ai/EPLB, and vllm.distributed.eplb.policy): it fills ranks
 greedily, within nodes that got whole groups of experts, and begins anew each time. Here a greedy filling is improved by
-swaps, and by other numbers of copies where those do not do; with a placement in force the swaps begin there. All layers
-are worked on at once. Nodes are not looked at: on a cluster of several, what stays within one is left to chance.
+swaps, and by other numbers of copies where those do not do; groups are drawn to nodes, but an expert goes elsewhere
+when balance needs it; and a placement in force is repaired (`repair.py`), not made anew.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from experts.locality import exchanged, homes, homes_in
+from experts.plan import BadPlan, Floats, Ints, Placement
+from experts.repair import repaired
+from experts.swaps import filled, swapped
+from experts.traffic import Traffic, sent_across_nodes
 
-MOST_SWAPS = 400  # a layer; some tens are usual
-MOST_TRIES = 100  # of other numbers of copies
-NEAR = 1.005  # times the lower bound is near enough
-LEAST_GAIN = 1e-4  # of the hottest rank's load, to go on
+__all__ = ["BadPlan", "Floats", "Ints", "Placement", "lower_bound", "place", "replace"]
 
-
-class BadPlan(ValueError):
-    """The numbers admit no plan, or a plan is none. The message says which and why."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Which expert is in each slot: `experts` [layer, rank, slot]."""
-
-    experts: Ints
-    expert_count: int
-
-    def __post_init__(self) -> None:
-        _, ranks, slots = self.experts.shape
-        if self.experts.min(initial=0) < 0 or self.experts.max(initial=0) >= self.expert_count:
-            raise BadPlan(f"a slot holds none of the {self.expert_count} experts")
-        if (missing := np.argwhere(self.copies == 0)).size:
-            layer, expert = missing[0]
-            raise BadPlan(f"expert {expert} of layer {layer} is on none of {ranks} ranks with {slots} slots")
-
-    @property
-    def copies(self) -> Ints:
-        """[layer, expert]."""
-        layers = self.experts.shape[0]
-        flat = self.experts.reshape(layers, -1) + self.expert_count * np.arange(layers)[:, None]
-        counts: Ints = np.bincount(flat.ravel(), minlength=layers * self.expert_count)
-        return counts.reshape(layers, self.expert_count)
-
-    def rank_loads(self, load: Floats) -> Floats:
-        """Tokens by [layer, rank]."""
-        layers = self.experts.shape[0]
-        each = load / self.copies
-        slots: Floats = np.take_along_axis(each, self.experts.reshape(layers, -1), 1).reshape(self.experts.shape)
-        loads: Floats = slots.sum(2)
-        return loads
-
-    def imbalance(self, load: Floats) -> Floats:
-        """The fullest rank's load over the mean, by layer; 1 is perfect, and a layer without load is."""
-        loads = self.rank_loads(load)
-        mean = loads.mean(1)
-        imbalance: Floats = np.divide(loads.max(1), mean, out=np.ones_like(mean), where=mean > 0)
-        return imbalance
-
-    def moved_from(self, old: Placement) -> Ints:
-        """By layer, slots whose expert was not on their rank before: copies that have to be sent there."""
-        layers, ranks, _ = self.experts.shape
-        counts = np.zeros((2, layers, ranks, self.expert_count), np.int64)
-        for i, placement in enumerate((self, old)):
-            np.add.at(counts[i], (np.arange(layers)[:, None, None], np.arange(ranks)[:, None], placement.experts), 1)
-        moved: Ints = np.maximum(counts[0] - counts[1], 0).sum((1, 2))
-        return moved
+MOST_TRIES = 200  # of other numbers of copies
+ON_FULLEST = 8.0  # times as likely to get a copy more: an expert on the fullest rank
+NEAR = 1.002  # times the lower bound is near enough
+FOR_NODES = 0.002  # of the mean rank load that the fullest rank may have more, if less is sent to other nodes
 
 
 def lower_bound(load: Floats, ranks: int, slots: int) -> Floats:
-    """By layer, what no placement's fullest rank can be below: the mean, and the largest copy, over the mean.
+    """By layer, what no placement's fullest rank can be below, over the mean.
 
-    The largest copy is the least possible when each spare slot goes to whose copies are largest.
+    It is the greatest of three: the mean, which is the optimum of the linear program that lets an expert be split over
+    ranks as one likes; the largest copy, at its least, which is when each spare slot goes to whose copies are largest
+    (tokens are split evenly over copies here, so that program is a relaxation of this problem too); and, without spare
+    slots, the largest expert with the smallest ones that fill the other slots of its rank.
     """
-    total = load.sum(1)
-    largest = (load / _copies(load, ranks, slots)).max(1)
+    total, experts = load.sum(1), load.shape[1]
+    fullest = (load / _copies(load, ranks, slots)).max(1)
+    if ranks * slots == experts:
+        fullest += np.sort(load, 1)[:, : slots - 1].sum(1)
     mean = total / ranks
-    bound: Floats = np.maximum(np.divide(largest, mean, out=np.ones_like(mean), where=mean > 0), 1.0)
+    bound: Floats = np.maximum(np.divide(fullest, mean, out=np.ones_like(mean), where=mean > 0), 1.0)
     return bound
 
 
-def place(load: Floats, ranks: int, spare: int = 0) -> Placement:
+def place(load: Floats, ranks: int, spare: int = 0, traffic: Traffic | None = None) -> Placement:
     """A placement from nothing. `spare`: slots of all ranks together beyond one an expert. Raises BadPlan."""
-    load = np.asarray(load, np.float64)
+    load = _counted(load)
     experts = load.shape[1]
     slots = _slots(experts, ranks, spare)
+    if traffic is not None:
+        traffic.check(experts, ranks)
     copies = _copies(load, ranks, slots)
-    made = Placement(_swapped(_filled(load, copies, ranks, slots), load, copies), experts)
-    return _searched(made, load) if spare else made
+    made = Placement(swapped(filled(load, copies, ranks, slots), load, copies), experts)
+    made = _searched(made, load) if spare else made
+    return made if traffic is None or traffic.nodes == 1 else _over_nodes(made, load, traffic)
 
 
-def replace(load: Floats, old: Placement, tolerance: float = 0.01, most_moved: float = 0.12) -> Placement:
-    """A placement for a new load, from the one in force, moving few experts.
+def _over_nodes(flat: Placement, load: Floats, traffic: Traffic) -> Placement:
+    """As even as `flat`, but for `FOR_NODES`, and in no layer sending more to other nodes."""
+    _, ranks, slots = flat.experts.shape
+    cap = flat.rank_loads(load).max(1) + FOR_NODES * load.sum(1) / ranks
+    home, start = homes(load, traffic), flat
+    if home is not None:
+        placed = swapped(filled(load, flat.copies, ranks, slots, home), load, flat.copies, cap, home=home)
+        even = Placement(placed, flat.expert_count).rank_loads(load).max(1) <= cap
+        start = Placement(np.where(even[:, None, None], placed, flat.experts), flat.expert_count)
+    made = exchanged(start, load, traffic, cap, home)
+    less = sent_across_nodes(made, load, traffic) < sent_across_nodes(flat, load, traffic)
+    return Placement(np.where(less[:, None, None], made.experts, flat.experts), flat.expert_count)
 
-    Ends within `tolerance` of what `place` would reach from nothing, or when `most_moved` of a layer's slots hold
-    another expert than before: weights are moved beside the traffic, so a rebalance has to be short; the next one goes
-    on from there. Where swaps do not lead to the goal, copies that are not worth their slot any more make way first.
+
+def replace(
+    load: Floats,
+    old: Placement,
+    tolerance: float = 0.01,
+    most_moved: float = 0.145,
+    traffic: Traffic | None = None,
+) -> Placement:
+    """A placement for a new load, from the one in force, moving few experts; in no layer worse than that.
+
+    Ends within `tolerance` of what `place` would reach from nothing, or when `most_moved` of a layer's slots (two, at
+    least) hold another expert than before: weights are moved beside the traffic, so a rebalance has to be short; the
+    next one goes on from there. With `traffic`, of the moves that help those are taken that keep groups of experts on
+    the nodes where they are, and that stay within a node. Raises BadPlan.
     """
-    load = np.asarray(load, np.float64)
-    _, ranks, slots = old.experts.shape
-    fresh = place(load, ranks, ranks * slots - old.expert_count)
-    goal = fresh.imbalance(load) * (1.0 + tolerance) * load.sum(1) / ranks
-    budget = int(most_moved * ranks * slots)
-    made = Placement(_swapped(old.experts, load, old.copies, goal, budget // 2), old.expert_count)
-    reached = made.rank_loads(load).max(1)
-    behind = np.flatnonzero(reached > goal)
-    if not behind.size or ranks * slots == old.expert_count:
-        return made
-    held, part = Placement(old.experts[behind], old.expert_count), load[behind]
-    recopied = _recopied(held.experts, part, held.copies, _wanted(fresh.copies[behind], held.copies, part, budget // 2))
-    copies = Placement(recopied, old.expert_count).copies
-    left = (budget - (recopied != held.experts).sum((1, 2))) // 2
-    recopied = _swapped(recopied, part, copies, goal[behind], left)
-    better = Placement(recopied, old.expert_count).rank_loads(part).max(1) < reached[behind]
-    experts = made.experts.copy()
-    experts[behind[better]] = recopied[better]
+    load = _counted(load)
+    layers, ranks, slots = old.experts.shape
+    if load.shape != (layers, old.expert_count):
+        raise BadPlan(f"a load of {load.shape} layers and experts for a placement of {(layers, old.expert_count)}")
+    if traffic is not None:
+        traffic.check(old.expert_count, ranks)
+    fresh = place(load, ranks, ranks * slots - old.expert_count).rank_loads(load).max(1)
+    goal, before = fresh * (1.0 + tolerance), old.rank_loads(load).max(1)
+    home = homes_in(old, load, traffic) if traffic is not None else None
+    budget, nodes = max(int(most_moved * ranks * slots), 2), traffic.nodes if traffic is not None else 1
+    experts = old.experts.copy()
+    for layer in range(layers):
+        here = None if home is None else home[layer]
+        experts[layer] = repaired(experts[layer], load[layer], float(goal[layer]), budget, nodes, here)
+    worse = Placement(experts, old.expert_count).rank_loads(load).max(1) > before
+    experts[worse] = old.experts[worse]
     return Placement(experts, old.expert_count)
 
 
-def _wanted(fresh: Ints, held: Ints, load: Floats, most: int) -> Ints:
-    """Numbers of copies on the way from those held to the fresh ones: at most so many changes, largest loads first."""
-    wanted = held.copy()
-    for layer in range(held.shape[0]):
-        missing, spare = np.maximum(fresh[layer] - held[layer], 0), np.maximum(held[layer] - fresh[layer], 0)
-        gains = np.repeat(np.arange(missing.size), missing)
-        gains = gains[np.argsort(-(load[layer] / held[layer])[gains], kind="stable")][:most]
-        losses = np.repeat(np.arange(spare.size), spare)
-        losses = losses[np.argsort((load[layer] / held[layer])[losses], kind="stable")][: gains.size]
-        np.add.at(wanted[layer], gains, 1)
-        np.subtract.at(wanted[layer], losses, 1)
-    return wanted
+def _counted(load: Floats) -> Floats:
+    load = np.asarray(load, np.float64)
+    if load.ndim != 2 or not load.size or not np.isfinite(load).all() or load.min() < 0:
+        raise BadPlan("a load is tokens by layer and expert: finite numbers, none below 0")
+    return load
 
 
 def _slots(experts: int, ranks: int, spare: int) -> int:
@@ -179,98 +150,17 @@ def _searched(made: Placement, load: Floats) -> Placement:
         at = np.flatnonzero(reached > enough)
         if not at.size:
             break
-        tried, rows = copies[at].copy(), np.arange(at.size)
+        tried, rows, likely = copies[at].copy(), np.arange(at.size), np.ones((at.size, copies.shape[1]))
+        fullest = Placement(placed[at], made.expert_count).rank_loads(load[at]).argmax(1)
+        np.put_along_axis(likely, placed[at, fullest], ON_FULLEST, 1)
         for _ in range(rng.integers(1, 3)):
             from_ = np.where(tried > 1, rng.random(tried.shape), -1.0).argmax(1)
-            wanted = rng.random(tried.shape) * np.sqrt(load[at] / tried)  # large copies sooner than small ones
+            wanted = rng.random(tried.shape) * np.sqrt(load[at] / tried) * likely  # large copies sooner than small ones
             wanted[(tried == ranks) | (np.arange(tried.shape[1]) == from_[:, None])] = -1.0
             tried[rows, from_] -= 1
             tried[rows, wanted.argmax(1)] += 1
-        anew = _swapped(_filled(load[at], tried, ranks, slots), load[at], tried)
+        anew = swapped(filled(load[at], tried, ranks, slots), load[at], tried)
         now = Placement(anew, made.expert_count).imbalance(load[at])
         better = now < reached[at]
         placed[at[better]], copies[at[better]], reached[at[better]] = anew[better], tried[better], now[better]
     return Placement(placed, made.expert_count)
-
-
-def _filled(load: Floats, copies: Ints, ranks: int, slots: int) -> Ints:
-    """[layer, rank, slot]: the largest copy first, each to the least loaded rank with a slot left (Graham's LPT)."""
-    layers, experts = load.shape
-    rows = np.arange(layers)
-    ids = np.repeat(np.tile(np.arange(experts), layers), copies.ravel()).reshape(layers, ranks * slots)
-    weights = np.take_along_axis(load / copies, ids, 1)
-    order = np.argsort(-weights, axis=1, kind="stable")
-    ids, weights = np.take_along_axis(ids, order, 1), np.take_along_axis(weights, order, 1)
-    placed = np.zeros((layers, ranks, slots), np.int64)
-    loads, taken = np.zeros((layers, ranks)), np.zeros((layers, ranks), np.int64)
-    for i in range(ranks * slots):
-        rank = loads.argmin(1)
-        placed[rows, rank, taken[rows, rank]] = ids[:, i]
-        taken[rows, rank] += 1
-        loads[rows, rank] += np.where(taken[rows, rank] < slots, weights[:, i], np.inf)
-    return placed
-
-
-def _swapped(
-    placed: Ints, load: Floats, copies: Ints, goal: Floats | None = None, most: int | Ints = MOST_SWAPS
-) -> Ints:
-    """Swaps between the fullest rank and another, the best one each time, until none helps or `goal` is reached.
-
-    All layers at once. `goal` [layer]: the fullest rank's load that is low enough; `most` [layer] swaps.
-    """
-    placed = placed.copy()
-    layers, ranks, slots = placed.shape
-    each = load / copies
-    weights = np.take_along_axis(each, placed.reshape(layers, -1), 1).reshape(placed.shape)
-    loads = weights.sum(2)
-    mean = loads.mean(1)
-    goal = mean if goal is None else goal
-    rank_of = np.repeat(np.arange(ranks), slots)
-    active = np.flatnonzero(loads.max(1) > np.maximum(goal, mean * (1 + LEAST_GAIN)))
-    allowed = np.broadcast_to(np.asarray(most), (layers,))
-    for done in range(MOST_SWAPS):
-        active = active[allowed[active] > done]
-        if not active.size:
-            break
-        rows = np.arange(active.size)
-        hot = loads[active].argmax(1)
-        top = loads[active, hot]
-        gives = weights[active, hot]  # [layer, slot]
-        takes = weights[active].reshape(active.size, 1, -1)
-        less = gives[:, :, None] - takes  # what the hot rank loses, and the other gains
-        after = np.maximum(top[:, None, None] - less, loads[active][:, rank_of][:, None, :] + less)
-        after[rows[:, None], :, hot[:, None] * slots + np.arange(slots)] = np.inf
-        best = after.reshape(active.size, -1).argmin(1)
-        reached = after.reshape(active.size, -1)[rows, best]
-        helps = reached < top * (1 - LEAST_GAIN)
-        at, ranks_hot, choice = active[helps], hot[helps], best[helps]
-        ours, theirs = choice // (ranks * slots), choice % (ranks * slots)
-        other, slot = theirs // slots, theirs % slots
-        change = weights[at, ranks_hot, ours] - weights[at, other, slot]
-        loads[at, ranks_hot] -= change
-        loads[at, other] += change
-        for table in (placed, weights):
-            held = table[at, ranks_hot, ours].copy()
-            table[at, ranks_hot, ours] = table[at, other, slot]
-            table[at, other, slot] = held
-        enough = np.maximum(goal[at], mean[at] * (1 + LEAST_GAIN))
-        active = at[loads[at].max(1) > enough]
-    return placed
-
-
-def _recopied(placed: Ints, load: Floats, copies: Ints, wanted: Ints) -> Ints:
-    """Has copies that are one too many make way for those that are missing: one expert moved for each."""
-    placed = placed.copy()
-    for layer in range(placed.shape[0]):
-        counts, missing = copies[layer].copy(), np.maximum(wanted[layer] - copies[layer], 0)
-        here = placed[layer]
-        for expert in np.repeat(np.arange(missing.size), missing)[np.argsort(-np.repeat(load[layer], missing))]:
-            loads = (load[layer] / counts)[here].sum(1)
-            spare = counts[here] > wanted[layer][here]
-            has_it = (here == expert).any(1)
-            cost = np.where(spare, (loads - 1e12 * ~has_it)[:, None], np.inf)
-            rank, slot = np.unravel_index(cost.argmin(), cost.shape)
-            counts[here[rank, slot]] -= 1
-            counts[expert] += 1
-            here[rank, slot] = expert
-    return placed
