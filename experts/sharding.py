@@ -180,11 +180,12 @@ def step(
     kv = sequences * demand.context * kv_bytes_per_token(spec, layout, demand)
     per_token = spec.active_parameters - spec.embedding_parameters / (1 if spec.tied_embeddings else 2)
     attention = spec.layers * spec.attention.flop_per_pair() * demand.context
-    skew = demand.imbalance if layout.by_expert else 1.0
-    flops = together * (2.0 * per_token * skew + attention) / group
+    if layout.by_expert:  # the fullest rank's tokens; attention, gates and shared experts have no part in it
+        per_token += (demand.imbalance - 1.0) * spec.moe_layers * spec.top_k * spec.expert_parameters
+    flops = together * (2.0 * per_token + attention) / group
     rate = (gpu.int8_ops if demand.weight_bytes == 1 else gpu.bf16_flops) * efficiency.compute
     joining = together * demand.prompt / demand.output  # prompt tokens a step
-    prefill_flops = joining * (2.0 * per_token * skew + attention / demand.context * demand.prompt / 2) / group
+    prefill_flops = joining * (2.0 * per_token + attention / demand.context * demand.prompt / 2) / group
     node_bytes, network_bytes, collectives = _communication(spec, cluster, layout, sequences)
     moved_s = node_bytes / (gpu.link * efficiency.link) + network_bytes / (cluster.network * efficiency.link)
     return Step(
