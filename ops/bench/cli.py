@@ -167,9 +167,11 @@ def balance(
     """Our placements of experts against those of the EPLB policy that vLLM brings.
 
     ours, eplb, lp_bound: the fullest rank's load over the mean, the mean over layers; the bound is no placement's.
-    drift_…: the same when the load has changed, for the placement in force (stay) and the one that follows on it.
-    moved: share of all slots that then hold an expert that their rank had not. plan_ms_…: the slowest load's placement,
-    without a placement in force.
+    eplb is asked as vLLM does for these groups and nodes, eplb_flat as if there were none.
+    drift_…: the same as the load changes three times, for the first placement (stay) and those that follow on it.
+    moved: share of all slots that then hold an expert that their rank had not. sent_…: hidden states that a token sends
+    to other nodes in a layer, by the dispatch; own_node_first_…: the imbalance that this dispatch makes of it.
+    worst_…: the worst row, ours over theirs. plan_ms_…: the slowest load's placement, from nothing.
 
     Example: moray bench balance --json
     """
