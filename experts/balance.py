@@ -48,7 +48,7 @@ def lower_bound(load: Floats, ranks: int, slots: int) -> Floats:
 
 def place(load: Floats, ranks: int, spare: int = 0, traffic: Traffic | None = None) -> Placement:
     """A placement from nothing. `spare`: slots of all ranks together beyond one an expert. Raises BadPlan."""
-    load = np.asarray(load, np.float64)
+    load = _counted(load)
     experts = load.shape[1]
     slots = _slots(experts, ranks, spare)
     if traffic is not None:
@@ -85,10 +85,12 @@ def replace(
     Ends within `tolerance` of what `place` would reach from nothing, or when `most_moved` of a layer's slots (two, at
     least) hold another expert than before: weights are moved beside the traffic, so a rebalance has to be short; the
     next one goes on from there. With `traffic`, of the moves that help those are taken that keep groups of experts on
-    the nodes where they are, and that stay within a node.
+    the nodes where they are, and that stay within a node. Raises BadPlan.
     """
-    load = np.asarray(load, np.float64)
+    load = _counted(load)
     layers, ranks, slots = old.experts.shape
+    if load.shape != (layers, old.expert_count):
+        raise BadPlan(f"a load of {load.shape} layers and experts for a placement of {(layers, old.expert_count)}")
     if traffic is not None:
         traffic.check(old.expert_count, ranks)
     fresh = place(load, ranks, ranks * slots - old.expert_count).rank_loads(load).max(1)
@@ -102,6 +104,13 @@ def replace(
     worse = Placement(experts, old.expert_count).rank_loads(load).max(1) > before
     experts[worse] = old.experts[worse]
     return Placement(experts, old.expert_count)
+
+
+def _counted(load: Floats) -> Floats:
+    load = np.asarray(load, np.float64)
+    if load.ndim != 2 or not load.size or not np.isfinite(load).all() or load.min() < 0:
+        raise BadPlan("a load is tokens by layer and expert: finite numbers, none below 0")
+    return load
 
 
 def _slots(experts: int, ranks: int, spare: int) -> int:

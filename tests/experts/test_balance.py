@@ -131,6 +131,19 @@ def test_impossible_numbers_are_refused_with_possible_ones() -> None:
         place(np.ones((1, 4)), 0)
 
 
+@pytest.mark.parametrize("load", [np.array([[1.0, np.nan]]), np.array([[1.0, -1.0]]), np.ones(2), np.ones((0, 2))])
+def test_what_is_no_load_is_refused(load) -> None:
+    with pytest.raises(BadPlan, match="finite numbers, none below 0"):
+        place(load, 1)
+    with pytest.raises(BadPlan, match="finite numbers, none below 0"):
+        replace(load, place(np.ones((1, 2)), 1))
+
+
+def test_a_load_of_another_model_is_refused() -> None:
+    with pytest.raises(BadPlan, match=r"a load of \(1, 8\) layers and experts for a placement of \(1, 4\)"):
+        replace(np.ones((1, 8)), place(np.ones((1, 4)), 2))
+
+
 def test_a_placement_that_lacks_an_expert_is_none() -> None:
     with pytest.raises(BadPlan, match="expert 3 of layer 1 is on none of 2 ranks"):
         Placement(np.array([[[0, 1], [2, 3]], [[0, 1], [2, 2]]]), 4)
