@@ -85,27 +85,29 @@ def _exchange(
     # What is saved when the copy in a slot goes to a node: [slot, node].
     saved = np.zeros((experts.size, traffic.nodes))
     if home is not None:
-        at = home[layer][experts]
-        saved += weight[:, None] * (at - at[np.arange(experts.size), node, None])
+        there = home[layer][experts]
+        saved += weight[:, None] * (there - there[np.arange(experts.size), node, None])
     if traffic.own_node_first:
         held = np.zeros((traffic.nodes, each.size), np.int64)
         np.add.at(held, (node, experts), 1)
         only = held[node, experts] == 1
         saved += (load[experts] / traffic.nodes)[:, None] * ((held[:, experts].T == 0) * 1.0 - only[:, None])
     saved[np.arange(experts.size), node] = 0.0
-    gives = saved[:, node]
-    gain = gives + gives.T  # [slot, slot]
-    spread = weight[:, None] - weight  # what the first's rank loses
-    fits = (loads[rank][:, None] - spread <= cap) & (loads[rank] + spread <= cap) & (node[:, None] != node)
     least = 1e-9 * loads.sum()
-    gain = np.where(fits, gain, 0.0)
+    first = np.flatnonzero(saved.max(1) > least)  # of two that are exchanged, one at least gets to a better place
+    if not first.size:
+        return False
+    gain = saved[first][:, node] + saved[:, node[first]].T  # [first, slot]
+    spread = weight[first, None] - weight  # what the first's rank loses
+    fits = (spread >= loads[rank[first], None] - cap) & (spread <= cap - loads[rank]) & (node[first, None] != node)
+    gain[~fits] = 0.0
     best = gain.argmax(1)
-    value = gain[np.arange(experts.size), best]
+    value = gain[np.arange(first.size), best]
     touched_ranks, touched_experts, done = set[int](), set[int](), False
-    for a in np.argsort(-value, kind="stable"):
-        if value[a] <= least:
+    for at in np.argsort(-value, kind="stable"):
+        if value[at] <= least:
             break
-        b = int(best[a])
+        a, b = int(first[at]), int(best[at])
         between, moved = {int(rank[a]), int(rank[b])}, {int(experts[a]), int(experts[b])}
         if touched_ranks & between or touched_experts & moved:
             continue
