@@ -54,6 +54,11 @@ def test_shards_are_processes_that_share_the_experts():
     assert args["distributed_executor_backend"] == "mp"
 
 
+def test_a_plan_of_experts_goes_to_the_replicas(tmp_path):
+    assert app.engine_spec(settings()).expert_plan is None
+    assert app.engine_spec(settings(experts__plan=str(tmp_path / "p.json"))).expert_plan == str(tmp_path / "p.json")
+
+
 def test_another_model_gets_vllms_own_defaults_and_what_was_set(tmp_path):
     gpus = Machine(cpus=16, gpus=2)
     made = app.engine_spec(

@@ -207,6 +207,8 @@ def test_variables_that_are_no_settings_are_left_alone():
         ({"replicas.count": 3}, TWO_CPUS, "needs 3 CPUs, but this machine has 2"),
         ({"engine.device": "cuda"}, TWO_CPUS, "shows no NVIDIA GPU"),
         ({"experts.expert_parallel": 4, "replicas.count": 3}, EIGHT_GPUS, "needs 12 GPUs, but this machine has 8"),
+        ({"experts.plan": "p.json", "engine.device": "cuda"}, Machine(8, 2), "there vLLM's EPLB moves them"),
+        ({"experts.plan": "p.json", "experts.expert_parallel": 1}, TWO_CPUS, "one shard holds every expert"),
         ({"engine.own_cpu": True}, TWO_CPUS, "experts.expert_parallel 2, engine.device cpu; leave it null"),
         ({"engine.own_cpu": True, "experts.expert_parallel": 1}, Machine(1, 0), "this is 1 CPUs"),
         ({"gateway.port": 8265}, TWO_CPUS, "both 8265"),

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from scripted_core import PATH, Client, Hosted, alive, continuation, spec, until
 
+from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA
 from replicas.core import CoreLoad
 from replicas.core_host import Ready
 from replicas.engine_host import EngineFailed, EngineHost, core_environment
@@ -228,6 +229,12 @@ def cpus_of_threads(pid: int, name: str) -> dict[int, set[int]]:
 
 def environment(**changes: object) -> dict[str, str]:
     return core_environment(msgspec.structs.replace(spec(), **changes))
+
+
+def test_workers_are_told_to_count_experts_and_of_a_plan():
+    assert environment()[OF_A_REPLICA] == "1"
+    assert environment(expert_plan="/plan.json")[EXPERT_PLAN] == "/plan.json"
+    assert environment()[EXPERT_PLAN] == "", "whatever this process itself was told"
 
 
 def test_each_shard_of_a_cpu_core_gets_cpus_of_its_own(monkeypatch):
