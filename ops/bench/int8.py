@@ -88,7 +88,7 @@ def measure(
     source = checkpoint_path()
     with tempfile.TemporaryDirectory(prefix="moray-int8-") as directory:
         scratch = Path(directory)
-            post_training = _int8("post_training", source, scratch)
+        post_training = _int8("post_training", source, scratch)
         assert post_training.summary is not None
         sides = [
             Side("fp32", source, "float32", post_training.summary.bytes_before),
