@@ -2,7 +2,7 @@
 # file comparison. SERVE, PYTEST, SOAK and TRAIN take further arguments: make serve SERVE="--port 8001",
 # make test PYTEST="-k router", make soak SOAK="--seed 7", make train-tiny TRAIN="--seed 2".
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu serve test soak test-unit lint format train-tiny lock clean
+.PHONY: help setup setup-gpu serve test soak test-unit lint format train-tiny train-tiny-qat lock clean
 SERVE ?=
 PYTEST ?=
 TRAIN ?=
@@ -10,7 +10,7 @@ SOAK ?=
 BIN := .venv/bin
 
 help: ## show these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## create .venv with the exact versions of requirements/cpu.lock (about 2 minutes, once)
 	@scripts/setup cpu
@@ -47,6 +47,11 @@ train-tiny: ## train the embedded model anew into build/tiny_r1/checkpoint (minu
 	@scripts/setup $$(cat .venv/moray-kind 2>/dev/null || echo cpu)
 	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1 --device cuda --tokens 540e6 --workers 14 $(TRAIN)
 	$(BIN)/python -m experts.tiny_r1.export --model build/tiny_r1/model.pt --out build/tiny_r1/checkpoint
+
+train-tiny-qat: ## fine-tune the embedded model for int8 into build/tiny_r1_qat/checkpoint (4 minutes on a CPU)
+	@scripts/setup $$(cat .venv/moray-kind 2>/dev/null || echo cpu)
+	$(BIN)/python -m experts.tiny_r1.quantization_aware --out build/tiny_r1_qat $(TRAIN)
+	$(BIN)/python -m experts.tiny_r1.export --model build/tiny_r1_qat/model.pt --out build/tiny_r1_qat/checkpoint
 
 lock: setup ## write requirements/cpu.lock from what .venv holds, and check that it is complete
 	@scripts/lock

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from cluster.config import Settings, this_machine
 from ops.session import PortTakenError, check_port
+from replicas.model_directory import NO_INT8_KERNEL, check_context, has_zentorch, runs_int8_experts
 from replicas.model_directory import check as check_model
-from replicas.model_directory import check_context
 
 _GIB = 2**30
 # Measured: the embedded model on two shards, with Ray and a gateway, and the page cache of 4 GB of libraries.
@@ -82,10 +82,9 @@ def _cpu(settings: Settings) -> Iterator[Finding]:
     there = ["AVX2", *(name for flag, name in known.items() if flag in flags)]
     lacking = [name for flag, name in known.items() if flag not in flags]
     yield Finding("vector units", Level.OK, ", ".join(there) + (f" (no {', '.join(lacking)})" if lacking else ""))
-    if "amx_int8" not in flags:
-        yield Finding(
-            "int8 experts on the CPU", Level.WARNING, "no AMX", "int8 checkpoints of MoE models need AMX, or a GPU"
-        )
+    if "amx_int8" not in flags and not runs_int8_experts(Path("/proc/cpuinfo").read_text(), has_zentorch()):
+        way_out = f"int8 checkpoints of MoE models need a GPU, or a kernel here: {NO_INT8_KERNEL}"
+        yield Finding("int8 experts on the CPU", Level.WARNING, "no kernel", way_out)
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from ops.errors import UserError
 from ops.progress import Stages
 from ops.session import Record, Session, check_port, running, state_directory
 from replicas.model_directory import check as check_model
-from replicas.model_directory import check_context, check_cpu, check_plan, runs_int8_experts
+from replicas.model_directory import check_context, check_cpu, check_plan, has_zentorch, runs_int8_experts
 
 if TYPE_CHECKING:
     from cluster.app import Serving
@@ -50,9 +49,8 @@ def check_before_start(settings: Settings, dashboard_port_chosen: bool) -> None:
         name, shards = settings.model.served_name, settings.experts.shards
         problems = check_plan(settings.model.directory, settings.experts.plan, name, shards)
     if not problems and settings.ray.address is None and settings.engine.device == "cpu":
-        flags = Path("/proc/cpuinfo").read_text(errors="replace")
-        zentorch = importlib.util.find_spec("zentorch") is not None
-        problems = check_cpu(settings.model.directory, runs_int8_experts(flags, zentorch))
+        int8_experts = runs_int8_experts(Path("/proc/cpuinfo").read_text(errors="replace"), has_zentorch())
+        problems = check_cpu(settings.model.directory, int8_experts, settings.experts.shards, settings.model.dtype)
     if problems:
         raise StartError("\n".join(str(problem) for problem in problems))
     check_port(settings.gateway.host, settings.gateway.port)

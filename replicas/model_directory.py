@@ -6,6 +6,7 @@ milliseconds, each as one sentence: `check(directory, shards)` returns all of th
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import struct
@@ -65,25 +66,48 @@ def check(directory: Path, shards: int) -> list[Problem]:
     return problems + [Problem(Flaw.WEIGHTS, text) for text in _weights(directory)]
 
 
-def runs_int8_experts(cpu_flags: str, has_zentorch: bool) -> bool:
-    """Whether vLLM has a kernel for int8 experts on such a CPU. `cpu_flags` as in /proc/cpuinfo.
+NO_INT8_KERNEL = (
+    "on Intel they need a CPU with AMX, on AMD one with AVX-512 and a package more: "
+    "`.venv/bin/pip install zentorch==2.13.0.1`"
+)
+"""The way out."""
 
-    vllm/model_executor/layers/fused_moe/experts/cpu_moe.py.
+
+def has_zentorch() -> bool:
+    """Whether this interpreter finds AMD's kernels, without importing them."""
+    return importlib.util.find_spec("zentorch") is not None
+
+
+def runs_int8_experts(cpuinfo: str, zentorch: bool) -> bool:
+    """Whether vLLM has a kernel for int8 experts on such a CPU. `cpuinfo`: /proc/cpuinfo.
+
+    vllm/model_executor/layers/fused_moe/experts/cpu_moe.py; zentorch counts where vllm/platforms/__init__.py takes it.
     """
-    return "amx_int8" in cpu_flags.split() or has_zentorch
+    if "amx_int8" in cpuinfo.split():
+        return True
+    return zentorch and "AuthenticAMD" in cpuinfo and "avx512" in cpuinfo
 
 
-def check_cpu(directory: Path, int8_experts: bool) -> list[Problem]:
+def check_cpu(directory: Path, int8_experts: bool, shards: int = 1, dtype: str = "auto") -> list[Problem]:
     """What keeps a checkpoint that `check` found whole from being served on a CPU with or without int8 experts."""
     config, _ = _config(directory)
     format_ = ((config or {}).get("quantization_config") or {}).get("format")
-    if int8_experts or not config or format_ != "int-quantized" or not expert_count(config):
+    if not config or format_ != "int-quantized" or not expert_count(config):
         return []
-    text = (
-        f"{directory} is an int8 checkpoint, and this CPU has no kernel for int8 experts (Intel's AMX, or on AMD the "
-        "package zentorch==2.13.0.1): serve it on CUDA, or serve the checkpoint that it was made of"
-    )
-    return [Problem(Flaw.KERNEL, text)]
+    if not int8_experts:
+        text = (
+            f"{directory} is an int8 checkpoint, and this machine has no kernel for int8 experts: {NO_INT8_KERNEL}. "
+            "Or serve it on CUDA, or serve the checkpoint that it was made of"
+        )
+        return [Problem(Flaw.KERNEL, text)]
+    problems = []
+    if shards > 1:
+        text = "a CPU's kernels for int8 experts know no shards: set experts.expert_parallel to 1"
+        problems.append(Problem(Flaw.KERNEL, f"{directory} is an int8 checkpoint, and {text}, not {shards}"))
+    if dtype not in ("auto", "bfloat16"):
+        text = "a CPU's kernels for int8 experts compute in bfloat16: set model.dtype to bfloat16 or auto"
+        problems.append(Problem(Flaw.KERNEL, f"{directory} is an int8 checkpoint, and {text}, not {dtype}"))
+    return problems
 
 
 def check_context(directory: Path, max_model_len: int | None, overrides: Mapping[str, Any]) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 It is small (1.8 M parameters), real (Qwen3MoeForCausalLM in Hugging Face format) and committed, so that tests, the
 end-to-end checks and a first `helm install` serve a true MoE without a download. Importing this package costs nothing:
-torch is imported by `model`, `train`, `export` and `evaluate` only.
+torch is imported by `model`, `train`, `export`, `evaluate` and `quantization_aware` only.
 """
 
 from pathlib import Path

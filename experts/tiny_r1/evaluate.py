@@ -15,14 +15,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from experts.tiny_r1 import checkpoint_path, tasks
 from experts.tiny_r1.conversations import Conversation, Mix, converse
 from experts.tiny_r1.curriculum import CURRICULUM
 from experts.tiny_r1.small_talk import REFUSAL
 from experts.tiny_r1.tasks import Source, Task
-from experts.tiny_r1.tokenizer import THINK_END, USER
+from experts.tiny_r1.tokenizer import THINK_END, USER, VOCAB_SIZE
 from experts.tiny_r1.unseen_prompts import CALCULATIONS, REFUSED
 
 log = logging.getLogger(__name__)
@@ -60,6 +63,14 @@ class Failure:
     prompt: str
     wanted: str
     generated: str
+
+
+class Answer(NamedTuple):
+    """What a model generated, and from what."""
+
+    text: str
+    prompt_ids: list[int]
+    token_ids: list[int]
 
 
 def final_answer(generated: str) -> str | None:
@@ -122,28 +133,61 @@ def judge(asked: Sequence[Question], generated: Sequence[str]) -> tuple[dict[str
     return {group: Score(right[group], total[group]) for group in total}, failures
 
 
+class VllmModel:
+    """Stock vLLM in this process, through its public `LLM` class."""
+
+    def __init__(self, checkpoint: Path, dtype: str = "float32") -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        from vllm import LLM
+
+        self._llm = LLM(
+            model=str(checkpoint),
+            dtype=dtype,
+            max_model_len=MAX_MODEL_LEN,
+            enforce_eager=True,
+            kv_cache_memory_bytes=128 << 20,
+            max_num_batched_tokens=MAX_MODEL_LEN,
+            max_num_seqs=64,
+            max_logprobs=-1,
+        )
+
+    def decode(self, chats: Sequence[Sequence[dict[str, str]]]) -> list[str]:
+        return [answer.text for answer in self.answer(chats)]
+
+    def answer(self, chats: Sequence[Sequence[dict[str, str]]]) -> list[Answer]:
+        """Greedy."""
+        from vllm import SamplingParams
+
+        greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
+        outputs = self._llm.chat([list(chat) for chat in chats], greedy, use_tqdm=False)
+        return [
+            Answer(output.outputs[0].text, list(output.prompt_token_ids or ()), list(output.outputs[0].token_ids))
+            for output in outputs
+        ]
+
+    def log_probabilities(self, answers: Sequence[Answer]) -> list[npt.NDArray[np.float32]]:
+        """Of each answer's tokens, given its prompt and the tokens before: natural logarithms [tokens, vocabulary]."""
+        from vllm import SamplingParams
+
+        asked = [{"prompt_token_ids": answer.prompt_ids + answer.token_ids} for answer in answers]
+        parameters = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=-1, flat_logprobs=True, detokenize=False
+        )
+        found: list[npt.NDArray[np.float32]] = []
+        for answer, output in zip(answers, self._llm.generate(asked, parameters, use_tqdm=False), strict=True):
+            flat, begin = output.prompt_logprobs, len(answer.prompt_ids)
+            rows = np.full((len(answer.token_ids), VOCAB_SIZE), -np.inf, np.float32)
+            for row, position in zip(rows, range(begin, begin + len(answer.token_ids)), strict=True):
+                which = slice(flat.start_indices[position], flat.end_indices[position])
+                row[flat.token_ids[which]] = flat.logprobs[which]
+            found.append(rows)
+        return found
+
+
 def vllm_decoder(checkpoint: Path) -> Decode:
     """Stock vLLM in this process, float32."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        model=str(checkpoint),
-        dtype="float32",
-        max_model_len=MAX_MODEL_LEN,
-        enforce_eager=True,
-        kv_cache_memory_bytes=128 << 20,
-        max_num_batched_tokens=MAX_MODEL_LEN,
-        max_num_seqs=64,
-    )
-    greedy = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
-
-    def decode(chats: Sequence[Sequence[dict[str, str]]]) -> list[str]:
-        outputs = llm.chat([list(chat) for chat in chats], greedy, use_tqdm=False)
-        return [output.outputs[0].text for output in outputs]
-
-    return decode
+    return VllmModel(checkpoint).decode
 
 
 def transformers_decoder(checkpoint: Path) -> Decode:

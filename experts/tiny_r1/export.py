@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experts.tiny_r1.model import MixtureOfExperts, ModelShape, TinyR1, load_weights
@@ -97,6 +98,32 @@ def export(model: TinyR1, folder: Path) -> None:
         save_file(hf_weights(model), staged / "model.safetensors", metadata={"format": "pt"})
         for file in sorted(staged.iterdir()):
             shutil.move(file, folder / file.name)
+
+
+def load_checkpoint(folder: Path) -> TinyR1:
+    """The training-time model of what `export` wrote: its inverse."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shape = ModelShape(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=config["num_attention_heads"],
+        num_kv_heads=config["num_key_value_heads"],
+        head_dim=config["head_dim"],
+        num_experts=config["num_experts"],
+        experts_per_token=config["num_experts_per_tok"],
+        expert_width=config["moe_intermediate_size"],
+        rope_theta=config["rope_parameters"]["rope_theta"],
+        rms_norm_eps=config["rms_norm_eps"],
+        max_positions=config["max_position_embeddings"],
+    )
+    model = TinyR1(shape)
+    stored = load_file(folder / "model.safetensors")
+    with torch.no_grad():
+        # The views that are written out are the parameters' own memory: filling them fills the model.
+        for name, view in _named_weights(model):
+            view.copy_(stored[name])
+    return model
 
 
 def main() -> None:

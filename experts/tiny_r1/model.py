@@ -91,9 +91,11 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(shape.num_heads * shape.head_dim, shape.hidden_size, bias=False)
         self.q_norm = RMSNorm(shape.head_dim, shape.rms_norm_eps)
         self.k_norm = RMSNorm(shape.head_dim, shape.rms_norm_eps)
+        self.input_quantizer: nn.Module = nn.Identity()  # set by quantization_aware
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         rows, length, _ = x.shape
+        x = self.input_quantizer(x)
         q = self.q_norm(self.q_proj(x).view(rows, length, self.num_heads, self.head_dim)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(rows, length, self.num_kv_heads, self.head_dim)).transpose(1, 2)
         v = self.v_proj(x).view(rows, length, self.num_kv_heads, self.head_dim).transpose(1, 2)
@@ -102,7 +104,7 @@ class Attention(nn.Module):
         k, v = k.repeat_interleave(queries_per_key, dim=1), v.repeat_interleave(queries_per_key, dim=1)
         # Rows are padded on the right only, so the causal mask alone keeps padding out of every real token.
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
+        out: Tensor = self.o_proj(self.input_quantizer(mixed.transpose(1, 2).reshape(rows, length, -1)))
         return out
 
 
@@ -114,6 +116,7 @@ class MixtureOfExperts(nn.Module):
         self.gate = nn.Linear(hidden, experts, bias=False)
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+        self.input_quantizer: nn.Module = nn.Identity()  # set by quantization_aware
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, L, hidden] -> the experts' mix [B, L, hidden], router probabilities and choices [B, L, E]."""
@@ -123,9 +126,9 @@ class MixtureOfExperts(nn.Module):
         top = probs.topk(self.experts_per_token, dim=-1)
         share = top.values / top.values.sum(dim=-1, keepdim=True)
         weights = torch.zeros_like(probs).scatter(-1, top.indices, share)
-        both = functional.linear(x, self.gate_up_proj.flatten(0, 1))
+        both = functional.linear(self.input_quantizer(x), self.gate_up_proj.flatten(0, 1))
         gate, up = both.view(*both.shape[:-1], self.num_experts, 2, self.width).unbind(dim=-2)
-        inner = functional.silu(gate) * up * weights.to(gate.dtype).unsqueeze(-1)
+        inner = self.input_quantizer(functional.silu(gate) * up) * weights.to(gate.dtype).unsqueeze(-1)
         down = self.down_proj.permute(1, 0, 2).flatten(1)
         return functional.linear(inner.flatten(-2), down), probs, weights > 0
 

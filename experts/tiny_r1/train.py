@@ -26,7 +26,15 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from experts.tiny_r1.batches import BatchStream, collate, held_out_conversations, width_for
 from experts.tiny_r1.conversations import Conversation
 from experts.tiny_r1.curriculum import CURRICULUM, Stage, stage_named
-from experts.tiny_r1.model import ModelShape, TinyR1, expert_shares, load_balance_loss, load_weights, save_weights
+from experts.tiny_r1.model import (
+    ModelShape,
+    Output,
+    TinyR1,
+    expert_shares,
+    load_balance_loss,
+    load_weights,
+    save_weights,
+)
 from experts.tiny_r1.tokenizer import PAD_ID
 
 log = logging.getLogger(__name__)
@@ -165,13 +173,17 @@ class Trainer:
                     "step", stage=stage.name, step=self.step, tokens=self.tokens, rate=float(f"{rate:.3g}"), **figures
                 )
 
+    def loss(self, output: Output, inputs: Tensor, targets: Tensor) -> Tensor:
+        """What is to be small, beside the router's balance. inputs, targets: token ids [B, L]."""
+        return completion_loss(output.logits, targets, self.hyper.tokens_per_batch / 4)
+
     def train_step(self, inputs: Tensor, targets: Tensor, rate: float) -> dict[str, Tensor]:
         """One update; the figures stay on the device so that the GPU need not wait for the log."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
             output = self.model(inputs)
-        loss = completion_loss(output.logits, targets, self.hyper.tokens_per_batch / 4)
+        loss = self.loss(output, inputs, targets)
         balance = load_balance_loss(output, inputs != PAD_ID)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + self.hyper.load_balance * balance).backward()  # type: ignore[no-untyped-call]

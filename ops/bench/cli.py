@@ -222,6 +222,48 @@ def context(
     _show("moray bench context", measure(rounds, output_tokens, chunk, _reporter(as_json)), as_json)
 
 
+@app.command()
+def int8(
+    prompts: Annotated[int, typer.Option(min=4, help="Held-out prompts, a quarter of each of four tasks.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 3,
+    qat: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint fine-tuned for int8, as `make train-tiny-qat` makes it.", metavar="DIR"),
+    ] = None,
+    zentorch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of AMD's kernels: `pip install --no-deps -t DIR zentorch==2.13.0.1 deprecated wrapt`.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """int8 forms of the embedded model against the model itself, on real CPU engines.
+
+    size_ratio_fp32, size_ratio_bf16: how much smaller its weights are. agreement: share of the prompts whose greedy
+    answers equal float32's; whole_output_agreement: the thinking too. kl_mean, kl_max (nats), top1_agreement: of the
+    next token's distributions along float32's answers to every fifth prompt. The figures at the top are those of
+    post-training quantisation. Needs a CPU that runs int8 experts: Intel's AMX, or AMD's AVX-512 with zentorch.
+
+    Example: moray bench int8 --qat build/tiny_r1_qat/checkpoint --json
+    """
+    from ops.bench.int8 import measure, table
+
+    console = Console(stderr=True)
+    figures = measure(
+        prompts,
+        seed,
+        qat.expanduser() if qat else None,
+        zentorch.expanduser() if zentorch else None,
+        lambda line: console.print(line, style="dim", highlight=False),
+    )
+    if as_json:
+        typer.echo(json.dumps(figures))
+    else:
+        Console().print(table(figures))
+
+
 def _reporter(quiet: bool) -> Any:
     console = Console(stderr=True)
     return lambda line: None if quiet else console.print(line, style="dim", highlight=False)

@@ -192,13 +192,25 @@ def test_int8_experts_are_refused_where_no_kernel_runs_them(tmp_path):
     convert(checkpoint_path(), tmp_path / "int8", lambda *_: None)
     assert check(tmp_path / "int8", 1) == []
     (problem,) = check_cpu(tmp_path / "int8", int8_experts=False)
-    assert problem.flaw is Flaw.KERNEL and "serve it on CUDA" in str(problem)
+    assert problem.flaw is Flaw.KERNEL and "serve it on CUDA" in str(problem) and "pip install zentorch" in str(problem)
     assert check_cpu(tmp_path / "int8", int8_experts=True) == check_cpu(checkpoint_path(), int8_experts=False) == []
 
 
+def test_int8_experts_on_a_cpu_are_neither_sharded_nor_in_float32(tmp_path):
+    convert(checkpoint_path(), tmp_path / "int8", lambda *_: None)
+    (shards,) = check_cpu(tmp_path / "int8", True, shards=2)
+    assert "set experts.expert_parallel to 1, not 2" in str(shards)
+    (dtype,) = check_cpu(tmp_path / "int8", True, dtype="float32")
+    assert "set model.dtype to bfloat16 or auto, not float32" in str(dtype)
+    assert check_cpu(tmp_path / "int8", True, 1, "bfloat16") == check_cpu(checkpoint_path(), False, 2, "float32") == []
+
+
 def test_int8_experts_run_on_amx_and_on_amd_with_zentorch():
-    assert runs_int8_experts("fpu amx_tile amx_int8", has_zentorch=False) and runs_int8_experts("fpu", True)
-    assert not runs_int8_experts("fpu avx512_vnni amx_int88", has_zentorch=False)
+    amd = "vendor_id : AuthenticAMD\nflags : fpu avx2 avx512f"
+    assert runs_int8_experts("flags : fpu amx_tile amx_int8", zentorch=False) and runs_int8_experts(amd, True)
+    assert not runs_int8_experts("fpu avx512_vnni amx_int88", zentorch=False) and not runs_int8_experts(amd, False)
+    assert not runs_int8_experts(amd.replace("AuthenticAMD", "GenuineIntel"), True)  # vLLM loads it on AMD only
+    assert not runs_int8_experts(amd.replace("avx512f", ""), True)
 
 
 LONG = {"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}

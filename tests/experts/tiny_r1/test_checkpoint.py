@@ -23,7 +23,7 @@ from experts.tiny_r1.tokenizer import END, THINK_END
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MIB = 1 << 20
-TORCH_MODULES = {"model.py", "train.py", "export.py", "evaluate.py"}
+TORCH_MODULES = {"model.py", "train.py", "export.py", "evaluate.py", "quantization_aware.py"}
 
 
 def stored(name: str) -> Any:
