@@ -247,3 +247,10 @@ def test_any_override_is_taken_or_refused_by_name(overrides):
 def test_reading_settings_imports_nothing_heavy():
     code = "import sys, cluster.config; print(*{'ray', 'vllm', 'torch', 'experts.tiny_r1'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_another_model_on_a_cpu_does_not_take_all_memory():
+    assert settings(model__path="m").engine.kv_cache_mib == 4096
+    assert settings(model__path="m", engine__kv_cache_mib=100).engine.kv_cache_mib == 100
+    assert settings(model__path="m", machine=EIGHT_GPUS).engine.kv_cache_mib is None  # vLLM measures the GPU
+    assert settings().engine.kv_cache_mib == 64
