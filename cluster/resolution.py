@@ -59,6 +59,9 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
         f"{machine.cpus} CPUs here, {settings.replicas.count} replicas of {shards} shards",
     )
     small = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "kv_cache_mib": 64} if embedded else {}
+    if on_cpu and not embedded:
+        small["kv_cache_mib"] = 4096
+    why = which if embedded else device
     parser = filled("model.reasoning_parser", model.reasoning_parser, None, "deepseek_r1" if embedded else None, which)
     resolved = settings.model_copy(
         update={
@@ -76,7 +79,7 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
                     "device": device,
                     "own_cpu": own_cpu,
                     "enforce_eager": filled("engine.enforce_eager", engine.enforce_eager, None, on_cpu, device),
-                    **{key: filled(f"engine.{key}", getattr(engine, key), None, n, which) for key, n in small.items()},
+                    **{key: filled(f"engine.{key}", getattr(engine, key), None, n, why) for key, n in small.items()},
                 }
             ),
             "experts": settings.experts.model_copy(update={"expert_parallel": shards}),

@@ -129,7 +129,9 @@ class Engine(_Group):
     kv_cache_mib: int | None = Field(
         None,
         ge=1,
-        description="KV cache of each shard, MiB. null: 64 for the embedded model, else what vLLM finds free.",
+        description="KV cache of each shard, MiB. null: 64 for the embedded model, 4,096 for another on a CPU "
+        "(vLLM would take 92% of the machine's memory, or refuse to start where less is free), else what vLLM finds "
+        "free on the GPU.",
     )
     enforce_eager: bool | None = Field(
         None,

@@ -21,7 +21,10 @@ def render(report: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The report's tables; a sentence where nothing is known yet."""
     tokens = np.asarray(report.get("tokens") or (), np.float64)
     if not tokens.size or not tokens.sum():
-        yield "Nothing has been counted yet: the engines tell every few seconds of work. Dense models have no experts."
+        yield (
+            "Nothing has been counted yet: the engines tell every few seconds of work. Dense models have no experts, and "
+            "kernels that route by themselves (int8 on a CPU) do not tell."
+        )
         return
     layers, count = tokens.shape
     yield (

@@ -277,3 +277,10 @@ def test_what_this_machine_lacks_is_told_and_refused_only_to_run():
     shown = load(None, {}, {"model.profile": "16b"}, TWO_CPUS, to_run=False)
     assert shown.lacking == said and shown.settings.engine.device == "cuda"
     assert load(None, {}, {"model.profile": "16b", "model.path": "/x"}, EIGHT_GPUS).lacking == ()
+
+
+def test_another_model_on_a_cpu_does_not_take_all_memory():
+    assert settings(model__path="m").engine.kv_cache_mib == 4096
+    assert settings(model__path="m", engine__kv_cache_mib=100).engine.kv_cache_mib == 100
+    assert settings(model__path="m", machine=EIGHT_GPUS).engine.kv_cache_mib is None  # vLLM measures the GPU
+    assert settings().engine.kv_cache_mib == 64
