@@ -22,8 +22,8 @@ def render(report: Mapping[str, Any]) -> Iterator[RenderableType]:
     tokens = np.asarray(report.get("tokens") or (), np.float64)
     if not tokens.size or not tokens.sum():
         yield (
-            "Nothing has been counted yet: the engines tell every few seconds of work. Dense models have no experts, and "
-            "kernels that route by themselves (int8 on a CPU) do not tell."
+            "Nothing has been counted yet: the engines tell every few seconds of work. Dense models have no experts, "
+            "and kernels that route by themselves (int8 on a CPU) do not tell."
         )
         return
     layers, count = tokens.shape
