@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experts.load import Ints, imbalance, shard_tokens
+from experts.load import shard_tokens
+from experts.plan import Ints, imbalance
 from replicas.messages import ExpertLoad, ReplicaInfo
 
 

@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from experts.placement import ShardPlacement
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from experts.plan import Floats, Ints
 
 WINDOW_S = 60.0
 
@@ -53,10 +50,3 @@ def shard_tokens(tokens: Ints, shards: Sequence[ShardPlacement]) -> Floats:
     each = tokens / np.maximum(holds.sum(0), 1.0)
     computed: Floats = np.einsum("sle,le->ls", holds, each)
     return computed
-
-
-def imbalance(load: NDArray[np.int64] | Floats) -> Floats:
-    """By layer, the largest over the mean of [layer, whatever]; 1 is even, and so is a layer without any load."""
-    mean = load.mean(1)
-    uneven: Floats = np.divide(load.max(1), mean, out=np.ones(len(mean)), where=mean > 0)
-    return uneven

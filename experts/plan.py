@@ -76,10 +76,10 @@ class Placement:
         return Placement(experts, self.expert_count)
 
 
-def imbalance(rank_loads: Floats) -> Floats:
-    """The fullest rank's load over the mean, by layer, of loads by [layer, rank]; 1 where there is none."""
-    mean = rank_loads.mean(1)
-    result: Floats = np.divide(rank_loads.max(1), mean, out=np.ones_like(mean), where=mean > 0)
+def imbalance(load: Floats | Ints) -> Floats:
+    """The largest over the mean, by layer, of loads by [layer, rank or expert]; 1 where there is none."""
+    mean = load.mean(1)
+    result: Floats = np.divide(load.max(1), mean, out=np.ones_like(mean), where=mean > 0)
     return result
 
 

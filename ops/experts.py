@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from experts.load import Floats, imbalance
+from experts.plan import Floats, imbalance
 
 HOTTEST = 3  # of a layer
 # A cell is an expert; its shade, the expert's tokens over the mean of its layer.

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.serve.metrics import Gauge
 
-from experts.load import imbalance, shard_tokens
+from experts.load import shard_tokens
 from experts.placement import ShardPlacement
+from experts.plan import imbalance
 
 EXPERT_IMBALANCE = "moray_expert_load_max_over_mean"
 SHARD_IMBALANCE = "moray_shard_load_max_over_mean"

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from experts.load import LoadWindow, imbalance, shard_tokens
+from experts.load import LoadWindow, shard_tokens
 from experts.placement import ShardPlacement
+from experts.plan import imbalance
 
 
 def shard(rank: int, *layers: tuple[int, ...]) -> ShardPlacement:
