@@ -184,15 +184,15 @@ def _tell_kernels_of_copies(model: Any, plan: "Placement") -> None:
 def count_routed_tokens(worker: Any) -> None:
     """Begins to count, in the first rank of a tensor-parallel group: all of its ranks route the same tokens.
 
-    To be called before CUDA graphs are captured: they hold the counting. Where a kernel routes by itself (vLLM calls it
-    monolithic: zentorch's on a CPU, some on Blackwell), nothing is counted. Nor would it be right with several
-    data-parallel ranks in one engine, which may see each other's tokens; Moray's engines have one.
+    To be called before CUDA graphs are captured: they hold the counting. Nothing is counted where a kernel routes by
+    itself (vLLM calls it monolithic: zentorch's on a CPU, some on Blackwell), nor with data-parallel ranks in one
+    engine, which may see each other's tokens.
     """
     from experts.routed_tokens import routed_tokens
 
     router_class = importlib.import_module(_ROUTERS).BaseRouter
-    layers = _moe_runners(worker.get_model())
-    if worker.rank % worker.parallel_config.tensor_parallel_size or not layers:
+    layers, parallel = _moe_runners(worker.get_model()), worker.parallel_config
+    if not layers or worker.rank % parallel.tensor_parallel_size or parallel.data_parallel_size > 1:
         return
     if any(m.routed_experts.quant_method.is_monolithic or not isinstance(m.router, router_class) for m in layers):
         return
