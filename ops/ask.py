@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx
+from rich.console import Console
+from rich.text import Text
 
 from ops.errors import UserError
 
@@ -127,3 +129,19 @@ def _readable_failures(client: httpx.Client) -> Iterator[None]:
         raise AskError(f"the connection to {client.base_url} failed: {error}") from None
     except (ValueError, KeyError, IndexError, TypeError):
         raise AskError(f"{client.base_url} answers, but not as an OpenAI server does") from None
+
+
+def show(console: Console, stream: Iterable[Piece | Ending]) -> None:
+    """Pieces as they come: the thinking dim, a blank line, the answer; then the usage."""
+    last = None
+    for item in stream:
+        if isinstance(item, Ending):
+            usage = item.usage
+            counts = f"{usage.get('prompt_tokens', '?')} tokens in, {usage.get('completion_tokens', '?')} out"
+            cut = ", cut off by --max-tokens" if item.finish_reason == "length" else ""
+            console.print(Text(f"\n\n{counts}{cut}", style="dim"))
+            continue
+        if last == "thinking" and item.kind == "answer":
+            console.print("\n")
+        last = item.kind
+        console.print(Text(item.text, style="dim italic" if item.kind == "thinking" else ""), end="", soft_wrap=True)

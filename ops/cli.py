@@ -144,7 +144,7 @@ def ask(
 ) -> None:
     """Ask the running model; its thinking is shown dim, apart from the answer."""
     from ops.ask import ask as stream
-    from ops.ask import collect, connect, served_model
+    from ops.ask import collect, connect, served_model, show
     from ops.session import find
 
     text = sys.stdin.read() if question == "-" else question
@@ -160,7 +160,7 @@ def ask(
         if as_json:
             _print_json({"model": body["model"], **collect(stream(client, body))})
             return
-        _show(_console(), stream(client, body))
+        show(_console(), stream(client, body))
 
 
 @app.command(
@@ -370,26 +370,6 @@ def _url_of(url: str | None) -> str:
     if url is None:
         raise UserError("the session is still starting; `moray status` tells when it is ready")
     return url
-
-
-def _show(console: Console, stream: Any) -> None:
-    """Pieces as they come: the thinking dim, a blank line, the answer; then the usage."""
-    from rich.text import Text
-
-    from ops.ask import Ending
-
-    last = None
-    for item in stream:
-        if isinstance(item, Ending):
-            usage = item.usage
-            counts = f"{usage.get('prompt_tokens', '?')} tokens in, {usage.get('completion_tokens', '?')} out"
-            cut = ", cut off by --max-tokens" if item.finish_reason == "length" else ""
-            console.print(Text(f"\n\n{counts}{cut}", style="dim"))
-            continue
-        if last == "thinking" and item.kind == "answer":
-            console.print("\n")
-        last = item.kind
-        console.print(Text(item.text, style="dim italic" if item.kind == "thinking" else ""), end="", soft_wrap=True)
 
 
 def _description(group: str, name: str) -> str:
