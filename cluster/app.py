@@ -314,6 +314,9 @@ def serve_environment(settings: Settings) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            # Where HAProxy sends what no gateway is there for yet: another session's would answer.
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
         }
     return env
 

@@ -152,8 +152,9 @@ def test_the_proxys_end_waits_for_the_longest_stream():
 
 def test_sessions_stand_side_by_side():
     one, other = (app.serve_environment(settings()) for _ in range(2))
-    ports = [env[f"RAY_SERVE_HAPROXY_{what}_PORT"] for env in (one, other) for what in ("METRICS", "STATS")]
-    assert len(set(ports)) == 4
+    own = ("HAPROXY_METRICS", "HAPROXY_STATS", "FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC")
+    ports = [env[f"RAY_SERVE_{what}_PORT"] for env in (one, other) for what in own]
+    assert len(set(ports)) == 8
     files = [v for k, v in one.items() if k.endswith(("_LOC", "_PATH", "_BASE", "_FILE"))]
     assert len(files) == 5 and all(str(os.getpid()) in v for v in files)
 
