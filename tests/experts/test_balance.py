@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -149,3 +151,22 @@ def test_a_placement_that_lacks_an_expert_is_none() -> None:
         Placement(np.array([[[0, 1], [2, 3]], [[0, 1], [2, 2]]]), 4)
     with pytest.raises(BadPlan, match="holds none of the 2 experts"):
         Placement(np.array([[[0, 1], [2, 1]]]), 2)
+
+
+def pairings(experts: list[int]) -> Iterator[list[tuple[int, int]]]:
+    """All ways to put them on ranks of two."""
+    if not experts:
+        yield []
+    for other in experts[1:]:
+        for rest in pairings([expert for expert in experts[1:] if expert != other]):
+            yield [(experts[0], other), *rest]
+
+
+def test_eight_experts_on_four_ranks_are_placed_as_well_as_can_be() -> None:
+    """Against all 105 pairings: the lower bound is no placement's there."""
+    load = np.random.default_rng(0).lognormal(0.0, 0.5, (200, 8))
+    every = list(pairings(list(range(8))))
+    best = np.min([np.max([load[:, a] + load[:, b] for a, b in pairing], axis=0) for pairing in every], axis=0)
+    ours = place(load, 4).rank_loads(load).max(1)
+    assert len(every) == 105 and (ours >= best - 1e-9).all()
+    assert (ours / best).mean() < 1.001 and (ours / best).max() < 1.05
