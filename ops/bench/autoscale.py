@@ -34,7 +34,7 @@ DAYS: dict[str, tuple[Shape, ...]] = {
     "conv": (Shape(200.0, 0.25, 14.0, 1.3, CONV_SWINGS),),
     "mixed": (Shape(140.0, 0.25, 14.0, 1.3, CONV_SWINGS), Shape(60.0, 0.08, 11.0, 2.0, CODE_SWINGS)),
 }
-TARGETS = (2.0, *(round(15.0 * 1.15**i, 1) for i in range(21)))  # up to what no SLO survives; 2 is Serve's default
+TARGETS = (2.0, *(round(30.0 * 1.15**i, 1) for i in range(16)))  # up to what no SLO survives; 2 is Serve's default
 # upscale_delay_s, downscale_delay_s, downscaling_factor
 DEFAULT = (30.0, 600.0, 1.0)
 TUNINGS = tuple((up, down, factor) for up in (0.0, 30.0) for down in (120.0, 300.0, 600.0) for factor in (1.0, 0.3))

@@ -4,7 +4,7 @@ In each second the replicas share all work evenly, as the router's late binding 
 `replicas.step_time`; they decode one token a step of every running request, and prefill what the waiting requests
 bring, as far as a step stays within `PACE` of the SLO's time per token. What is not prefilled within the second after
 it came is shed: the TTFT limit is taken to be a second. Answers end at their mean rate. Not in it: single requests,
-prefix caches, unlucky placement. `moray bench autoscale` compares it with `ops.simulate` at constant loads and prints both.
+prefix caches, unlucky placement. `moray bench autoscale` compares it with `ops.simulate` at constant loads.
 
 Many clusters (runs) go through the same day at once, as arrays: only who scales them differs.
 """
