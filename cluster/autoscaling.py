@@ -123,7 +123,7 @@ def decide(seen: Observation, state: State, scaling: Scaling, pace: Pace) -> Dec
     if wanted > scaling.max_replicas:
         cause += f", and max_replicas is {scaling.max_replicas}"
     target = min(max(wanted, scaling.min_replicas), scaling.max_replicas)
-    if have > scaling.max_replicas:
+    if have > scaling.max_replicas:  # the operator has lowered it: what it allows comes before all else
         return _less(scaling.max_replicas, f"max_replicas is {scaling.max_replicas}", seen, state)
     if target > have:
         return _more(

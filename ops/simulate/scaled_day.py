@@ -59,6 +59,7 @@ class Ours:
             queued=round(look.queued_least),
             queued_tokens=round(look.queued_least * look.prompt_tokens_per_s / max(look.requests_per_s, 1e-9)),
             prompt_tokens_per_s=look.prompt_tokens_per_s,
+            # The true sum; the router has its expectation by tenant and prompt length instead.
             output_tokens_per_s=look.output_tokens_per_s,
             kv_used=look.kv_used,
             attainment=look.attainment,
