@@ -156,18 +156,18 @@ def _compared(
     arrivals.sort(key=lambda a: a.at_s)
     cluster = Cluster(batcher(CONTINUOUS, Policy(tpot_s=SLO.tpot_s), 0), MACHINE, [1.0] * replicas, SLO)
     records = [r for r in cluster.run(Workload(name, tuple(arrivals), seconds)) if r.arrival.at_s >= warm_up_s]
-    running = sum(r.last_s - r.first_s for r in records if r.last_s is not None and r.first_s is not None)
+    busy_s = sum(r.last_s - r.first_s for r in records if r.last_s is not None and r.first_s is not None)
     fluid = Fluid(1, MACHINE, SLO, len(rates))
     ready = np.array([float(replicas)])
     load = constant(rates, 0, 300)
     fluid.advance(load, 0, 100, ready)
     before_good, before_all = float(fluid.good[0]), fluid.arrived
-    seen = fluid.advance(load, 100, 200, ready)
+    running = [float(fluid.advance(load, at, 1, ready).running[0]) for at in range(100, 300)]
     return {
         "load": name,
         "requests_per_s_and_replica": rate,
         "attainment_simulated": round(attainment(records, SLO), 4),
         "attainment_fluid": round((float(fluid.good[0]) - before_good) / (fluid.arrived - before_all), 4),
-        "running_simulated": round(running / (seconds - warm_up_s) / replicas, 1),
-        "running_fluid": round(float(seen.running[0]) / replicas, 1),
+        "running_simulated": round(busy_s / (seconds - warm_up_s) / replicas, 1),
+        "running_fluid": round(statistics.fmean(running) / replicas, 1),
     }
