@@ -59,7 +59,9 @@ def measure(days: str | None, seeds: int, first_seed: int, report: Callable[[str
     }
     # The worst day's: no day is averaged away.
     worst = max(figures["days"].values(), key=lambda d: d["replica_hours_ratio"] or float("inf"))
-    figures |= {key: worst[key] for key in ("replica_hours_ratio", "slo_ours", "slo_baseline", "ratio_tuned")}
+    figures |= {key: worst[key] for key in ("replica_hours_ratio", "slo_ours", "slo_baseline")}
+    tuned = [d["ratio_tuned"] for d in figures["days"].values()]
+    figures["ratio_tuned"] = None if None in tuned else max(tuned)
     return figures
 
 

@@ -149,8 +149,8 @@ def autoscale(
 
     A fluid model of the simulated cluster, compared with it at constant load (calibration). replica_hours_ratio: ours
     over Ray Serve's with the best of a swept target_ongoing_requests whose SLO attainment (slo_baseline) is no worse
-    than ours (slo_ours). ratio_tuned: the same with its delays and its downscaling factor swept too. At the top is the
-    worst day. …_spread: least and most of the seeds.
+    than ours (slo_ours). ratio_tuned: the same with its delays and its downscaling factor swept too. At the top are the
+    worst days. …_spread: least and most of the seeds.
 
     Example: moray bench autoscale --days conv --seeds 1 --json
     """
