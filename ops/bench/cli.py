@@ -139,6 +139,27 @@ def goodput(
 
 
 @app.command()
+def autoscale(
+    days: Annotated[str | None, typer.Option(help="Some of conv, mixed, by commas.", metavar="NAMES")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Days of each shape.")] = 3,
+    first_seed: Annotated[int, typer.Option(help="Of the first day. Ours was tuned on 100.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Replica-hours of a simulated day: our autoscaling against Ray Serve's default policy.
+
+    A fluid model of the simulated cluster, compared with it at constant load (calibration). replica_hours_ratio: ours
+    over Ray Serve's with the best of a swept target_ongoing_requests whose SLO attainment (slo_baseline) is no worse
+    than ours (slo_ours). ratio_tuned: the same with its delays and its downscaling factor swept too. At the top are the
+    worst days. …_spread: least and most of the seeds.
+
+    Example: moray bench autoscale --days conv --seeds 1 --json
+    """
+    from ops.bench.autoscale import measure
+
+    _show("moray bench autoscale", measure(days, seeds, first_seed, _reporter(as_json)), as_json)
+
+
+@app.command()
 def peers(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, every side is measured once.")] = 2,
     seconds: Annotated[float, typer.Option(min=2, help="Seconds of arrivals in each round, side and rate.")] = 8,

@@ -120,9 +120,10 @@ CODE_IN, CODE_OUT = Lengths(2048, 1469, 7500), Lengths(28, 13, 260)
 BATCH_IN, BATCH_OUT = Lengths(2400, 2000, 8000), Lengths(400, 300, 1000)
 
 
-def _independent(
+def independent(
     rng: random.Random, rate: float, duration_s: float, cv: float, prompt: Lengths, output: Lengths, tenant: str = ""
 ) -> Iterator[Arrival]:
+    """Requests of one kind that know nothing of each other."""
     at = 0.0
     for gap in gaps(rng, rate, cv):
         at += gap
@@ -134,13 +135,13 @@ def _independent(
 def conv(rate: float, duration_s: float, seed: int) -> Workload:
     """A stand-in for the Azure conversation trace."""
     rng = random.Random(seed)
-    return Workload("conv", tuple(_independent(rng, rate, duration_s, 1.1, CONV_IN, CONV_OUT)), duration_s)
+    return Workload("conv", tuple(independent(rng, rate, duration_s, 1.1, CONV_IN, CONV_OUT)), duration_s)
 
 
 def code(rate: float, duration_s: float, seed: int) -> Workload:
     """A stand-in for the Azure code trace: long prompts, short answers, in bursts."""
     rng = random.Random(seed)
-    return Workload("code", tuple(_independent(rng, rate, duration_s, 13.0, CODE_IN, CODE_OUT)), duration_s)
+    return Workload("code", tuple(independent(rng, rate, duration_s, 13.0, CODE_IN, CODE_OUT)), duration_s)
 
 
 SYSTEM_PROMPTS = 32
@@ -195,9 +196,9 @@ BATCH_SHARE = 0.3  # of the requests
 def tenants(rate: float, duration_s: float, seed: int) -> Workload:
     """An interactive tenant, and one that sends long batch requests in bursts."""
     rng = random.Random(seed)
-    people = _independent(rng, rate * (1 - BATCH_SHARE), duration_s, 1.1, CONV_IN, CONV_OUT, INTERACTIVE)
+    people = independent(rng, rate * (1 - BATCH_SHARE), duration_s, 1.1, CONV_IN, CONV_OUT, INTERACTIVE)
     together = list(people)
-    together += _independent(rng, rate * BATCH_SHARE, duration_s, 8.0, BATCH_IN, BATCH_OUT, BATCH)
+    together += independent(rng, rate * BATCH_SHARE, duration_s, 8.0, BATCH_IN, BATCH_OUT, BATCH)
     together.sort(key=lambda a: a.at_s)
     return Workload("tenants", tuple(together), duration_s)
 
@@ -205,9 +206,9 @@ def tenants(rate: float, duration_s: float, seed: int) -> Workload:
 def flood(interactive_rate: float, batch_rate: float, duration_s: float, seed: int) -> Workload:
     """The interactive tenant at a rate of its own, beside a steady flood of batch requests; 0: none."""
     rng = random.Random(seed)
-    together = list(_independent(rng, interactive_rate, duration_s, 1.1, CONV_IN, CONV_OUT, INTERACTIVE))
+    together = list(independent(rng, interactive_rate, duration_s, 1.1, CONV_IN, CONV_OUT, INTERACTIVE))
     if batch_rate:
-        together += _independent(rng, batch_rate, duration_s, 1.0, BATCH_IN, BATCH_OUT, BATCH)
+        together += independent(rng, batch_rate, duration_s, 1.0, BATCH_IN, BATCH_OUT, BATCH)
         together.sort(key=lambda a: a.at_s)
     return Workload("flood", tuple(together), duration_s)
 
