@@ -48,7 +48,7 @@ class Flapping:
             FLAPPING,
             labelled(seen.model),
             answer,
-            f"Replicas of {seen.model} were restarted {len(known.at_s)} times in {self.limits.within_s / 60:g} minutes.",
+            f"Replicas of {seen.model} restarted {len(known.at_s)} times in {self.limits.within_s / 60:g} minutes.",
         )
 
     def evaluate(self, now_s: float) -> Iterable[Verdict]:
@@ -82,7 +82,7 @@ class Imbalance:
             IMBALANCE,
             labelled(seen.model, seen.replica),
             answer,
-            f"The fullest shard of replica {seen.replica} of {seen.model} has {seen.imbalance:.2f} times the mean load.",
+            f"The fullest shard of {seen.replica} of {seen.model} has {seen.imbalance:.2f} times the mean load.",
         )
 
     def evaluate(self, now_s: float) -> Iterable[Verdict]:
