@@ -1,4 +1,4 @@
-"""What the detectors are told. Times are seconds of one wall clock (UTC), counters are running and never reset to guess.
+"""What the detectors are told. Times are seconds of one wall clock (UTC); counters only grow, or begin anew at 0.
 
 Who reports is not who is judged: a stopped replica says nothing, so what it gives is counted where its tokens arrive.
 """
