@@ -41,7 +41,7 @@ def calls(draw: st.DrawFn) -> tuple[torch.Tensor, int, int, int, int]:
     return torch.tensor(counts, dtype=torch.int32).reshape(2, experts), slots * ranks, groups, nodes, ranks
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(calls())
 def test_a_call_gives_each_expert_a_slot_as_the_interface_says(call) -> None:
     weight, slots = call[:2]
@@ -52,7 +52,7 @@ def test_a_call_gives_each_expert_a_slot_as_the_interface_says(call) -> None:
     assert torch.equal(made, EplbPolicy.rebalance_experts(*call))  # every rank computes it for itself
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(calls(), st.integers(0, 2**31))
 def test_what_stays_on_its_rank_stays_in_its_slot(call, seed) -> None:
     weight, slots, groups, nodes, ranks = call

@@ -30,7 +30,7 @@ def pairs(draw: st.DrawFn) -> tuple[PlacementPlan, PlacementPlan]:
     return PlacementPlan("m", old, nodes), PlacementPlan("m", new, nodes)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(pairs())
 def test_a_plan_is_the_same_after_a_file(both) -> None:
     for one in both:
@@ -39,7 +39,7 @@ def test_a_plan_is_the_same_after_a_file(both) -> None:
         assert (read.placement.experts == one.placement.experts).all()
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(pairs())
 def test_its_moves_lead_from_the_old_to_the_new(both) -> None:
     old, new = both

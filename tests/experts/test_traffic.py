@@ -74,7 +74,7 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, int, int, Traffic]:
     return np.array(flat, np.float64).reshape(2, experts), ranks, ranks * slots - experts, traffic
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(problems())
 def test_for_nodes_no_layer_gets_fuller_than_it_may_or_sends_more(problem) -> None:
     load, ranks, spare, traffic = problem
@@ -85,7 +85,7 @@ def test_for_nodes_no_layer_gets_fuller_than_it_may_or_sends_more(problem) -> No
     assert (made.experts == place(load, ranks, spare, traffic).experts).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(problems(), st.integers(0, 10))
 def test_a_change_on_nodes_never_worsens_the_balance(problem, seed) -> None:
     load, ranks, spare, traffic = problem
