@@ -43,7 +43,7 @@ class LoadWindow:
 def shard_tokens(tokens: Ints, shards: Sequence[ShardPlacement]) -> Floats:
     """[layer, shard]: what each shard computes; an expert with copies on several is taken to be split evenly over them.
 
-    Of two copies on one shard its layer's map, which is what is read, knows one: that shard's load is told too low then.
+    Of two copies on one shard its layer's map, which is read here, knows one: that shard's load is told too low then.
     """
     layers, experts = tokens.shape
     holds = np.zeros((len(shards), layers, experts))
