@@ -17,6 +17,7 @@ from cluster import short_prompts
 from cluster.cork import cork_http
 from cluster.draining import DrainRefused, DrainRequest
 from cluster.edge import Edge
+from cluster.journal import Journal
 from cluster.outcomes import context_of_request
 from cluster.router_link import RayRouterLink, RouterGone
 from cluster.tenants import KeyFile
@@ -83,6 +84,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     config.cache_config.num_gpu_blocks = 1  # vLLM's start-up log divides by it; the real ones are the replicas'
     gateway = f"gateway-{uuid.uuid4().hex[:8]}"
     config.scheduler_config.stream_interval = spec.stream_interval  # AsyncLLM's output processor reads it there
+    journal = Journal(spec.engine.model)
     # On a GPU vLLM's noise is a function of seed and position: with a seed a sample resumes exactly. On a CPU a seed
     # for each request costs 3-4% of a step (embedded model, batch 32): there only what its client seeded resumes
     # exactly, the rest goes on in the same distribution.
@@ -92,6 +94,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
         hang_timeout_s=spec.engine.hang_timeout_s,
         seed_samples=spec.engine.device == "cuda",
         prompt_blocks=prompt_blocks(config),
+        journal=journal,
     )
     with _as_vllms_engine_core(core):
         llm = AsyncLLM(config, Executor.get_class(config), log_requests=False, log_stats=False)
@@ -121,6 +124,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
         retry_after_s=spec.retry_after_s,
         keys=keys.ring if keys else None,
         ttft_s=spec.ttft_s,
+        journal=journal,
     )
 
 
