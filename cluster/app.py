@@ -122,12 +122,14 @@ def application(settings: Settings) -> "Application":
     """The Serve application: gateways in front, replicas behind; the router is started with it."""
     from ray import serve
 
+    from cluster.extensions import start_companions
     from cluster.gateway import Gateway
     from cluster.router import start_router
     from replicas.replica import Replica
 
     engine = engine_spec(settings)
     start_router(router_spec(settings))
+    start_companions(settings)
     per_shard = settings.replicas
     replica = serve.deployment(
         Replica,

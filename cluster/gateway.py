@@ -7,6 +7,7 @@ reasoning and tool parsers, structured output's request side, SSE.
 import gc
 import os
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from cluster import short_prompts
 from cluster.cork import cork_http
 from cluster.draining import DrainRefused, DrainRequest
 from cluster.edge import Edge
+from cluster.extensions import GatewayContext, add_routes
 from cluster.journal import Journal
 from cluster.outcomes import context_of_request
 from cluster.router_link import RayRouterLink, RouterGone
@@ -25,7 +27,7 @@ from cluster.thinking import without_rescans
 from replicas.engine_spec import EngineSpec
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Request
 
 
 class GatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +114,9 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     tasks = ("generate",)
     app = vllm_app(args, tasks, config.model_config)
     await init_app_state(llm, app.state, args, tasks)
+    context = GatewayContext(spec.engine.model, gateway, router, core, partial(_require_operator, spec))
     _add_own_routes(app, spec, router, core)
+    add_routes(app, context)
     _adapt(app, spec)
     _spare_tokens(app)
     short_prompts.run_inline(llm.renderer._executor)
@@ -183,15 +187,22 @@ def _spare_tokens(app: "FastAPI") -> None:
         made.model_rebuild(force=True)
 
 
+def _require_operator(spec: GatewaySpec, request: "Request") -> None:
+    """HTTPException 403: whoever asks may not command this cluster. Without a key file all may who reach the port."""
+    from fastapi import HTTPException
+
+    context = context_of_request.get()
+    if spec.keys_file and (context is None or context.tenant.name not in spec.operators):
+        raise HTTPException(403, "This API key is no operator's: gateway.operators names the tenants that are.")
+
+
 def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, core: Any) -> None:
     from fastapi import HTTPException, Request
 
     @app.post("/moray/drain")
     async def drain(request: Request) -> dict[str, str]:
         """For operators: see DrainRequest. JSON only, which no page of another origin can send unasked."""
-        context = context_of_request.get()
-        if spec.keys_file and (context is None or context.tenant.name not in spec.operators):
-            raise HTTPException(403, "This API key is no operator's: gateway.operators names the tenants that are.")
+        _require_operator(spec, request)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise HTTPException(415, "Send application/json.")
         try:
