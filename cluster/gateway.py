@@ -111,8 +111,9 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
         llm = AsyncLLM(config, Executor.get_class(config), log_requests=False, log_stats=spec.telemetry.vllm)
     if spec.telemetry.vllm:
         show_cluster_as_engine(llm.logger_manager, core)
+    slo = Slo(spec.ttft_s, spec.tpot_s)
     core.metrics_address = start_telemetry(
-        spec.telemetry, journal, Slo(spec.ttft_s, spec.tpot_s), spec.engine.listen, lambda: core.open_requests
+        spec.telemetry, journal, slo, gateway, spec.engine.listen, lambda: core.open_requests
     )
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import httpx
@@ -63,6 +63,12 @@ def two_replicas() -> Iterator[Session]:
     }
     with session(settings) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def new_session() -> Callable[[Mapping[str, str]], AbstractContextManager[Session]]:
+    """Starts a session with settings of its own."""
+    return session
 
 
 @pytest.fixture
