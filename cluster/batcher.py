@@ -27,6 +27,13 @@ class ReplicaView(NamedTuple):
     draining: bool
 
 
+class WaitingView(NamedTuple):
+    """A ticket in the queue."""
+
+    ticket: Ticket
+    since: float  # when it came
+
+
 class Batcher(Protocol):
     """The cluster-wide queue and what each replica holds."""
 
@@ -81,6 +88,10 @@ class Batcher(Protocol):
     @property
     def placed(self) -> int:
         """Requests granted and not yet released."""
+        ...
+
+    def waiting(self) -> Iterable[WaitingView]:
+        """All that is queued, in no order."""
         ...
 
     def replicas(self) -> Iterable[ReplicaView]: ...

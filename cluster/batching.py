@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from cluster.batcher import Decision, ReplicaView
+from cluster.batcher import Decision, ReplicaView, WaitingView
 from cluster.outcomes import Ending
 from cluster.output_length import OutputLength
 from cluster.pools import Pool, Pools
@@ -323,6 +323,9 @@ class ContinuousBatcher:
     def placed(self) -> int:
         """Requests granted and not yet released."""
         return len(self._placed)
+
+    def waiting(self) -> Iterable[WaitingView]:
+        return (WaitingView(waiting.ticket, waiting.since) for pool in self._pools for waiting in pool.queue)
 
     def replicas(self) -> Iterable[ReplicaView]:
         for pool in self._pools:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cluster.batcher import Batcher, Decision, ReplicaView
+from cluster.batcher import Batcher, Decision, ReplicaView, WaitingView
 from cluster.outcomes import Ending
 from replicas.messages import Denial, Grant, LoadReport, Released, ReplicaInfo, Ticket
 
@@ -169,6 +169,9 @@ class BindOnArrival:
     @property
     def placed(self) -> int:
         return len(self._placed)
+
+    def waiting(self) -> Iterable[WaitingView]:
+        return (WaitingView(ticket, since) for _, ticket, since in self._waiting.values())
 
     def replicas(self) -> Iterable[ReplicaView]:
         for p in self._peers.values():

@@ -22,6 +22,7 @@ from cluster.draining import Candidate, DrainRefused, DrainRequest, choose
 from cluster.expert_report import expert_report
 from cluster.outcomes import Ending
 from cluster.policies import CONTINUOUS, batcher
+from cluster.queue_report import queue_report
 from cluster.quotas import Quotas
 from replicas.messages import Denial, ExpertLoad, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
 from replicas.router_handle import NAMESPACE, actor_name
@@ -182,6 +183,10 @@ class RouterState:
         """See `expert_report`."""
         return expert_report((self._roster[replica_id], load) for replica_id, load in self._experts.items())
 
+    def queue_report(self, now: float) -> dict[str, Any]:
+        """See `queue_report`."""
+        return queue_report(self._batcher.waiting(), now)
+
     def status(self) -> dict[str, Any]:
         """What the cluster holds, for `moray status` and the console."""
         replicas = [
@@ -189,6 +194,7 @@ class RouterState:
                 "id": info.replica_id,
                 "state": _state(draining),
                 "epoch": info.epoch,
+                "version": info.version,
                 "address": f"{info.host}:{info.port}",
                 "engine": {"pid": info.engine_pid, "host": info.engine_host},
                 "capacity": msgspec.to_builtins(info.capacity),
@@ -319,6 +325,7 @@ class Router:
     async def status(self) -> dict[str, Any]:
         status = self._state.status()
         status["router"]["pid"] = os.getpid()
+        status["queue"] = self._state.queue_report(time.monotonic())
         return status
 
 
