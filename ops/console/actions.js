@@ -21,26 +21,40 @@ $("confirm").addEventListener("close", () => {
 function confirmDrain(id, undo) {
   settle?.(false);
   setText($("confirm-title"), undo ? `Let ${shortId(id)} take requests again?` : `Drain ${shortId(id)}?`);
-  setText($("confirm-words"), undo
-    ? `${id} is granted requests again.`
-    : `${id} is granted no more requests. What runs there ends there, unless it is moved.`);
+  setText(
+    $("confirm-words"),
+    undo
+      ? `${id} is granted requests again.`
+      : `${id} is granted no more requests. What runs there ends there, unless it is moved.`,
+  );
   setText($("confirm-yes"), undo ? "Undo drain" : "Drain");
   $("move-line").hidden = undo;
   $("move").checked = false;
   $("confirm").returnValue = "";
   $("confirm").showModal();
-  return new Promise((resolve) => { settle = resolve; });
+  return new Promise((resolve) => {
+    settle = resolve;
+  });
 }
 
 async function drain(id, undo) {
   if (!(await confirmDrain(id, undo))) return;
   const body = JSON.stringify({ replica: id, undo, migrate: !undo && $("move").checked });
   try {
-    const options = { method: "POST", headers: { ...headers(), "Content-Type": "application/json" }, credentials: "omit", body };
+    const options = {
+      method: "POST",
+      headers: { ...headers(), "Content-Type": "application/json" },
+      credentials: "omit",
+      body,
+    };
     const answer = await fetch("moray/drain", options);
     const said = asObject(await answer.json().catch(() => null));
     if (answer.ok) tell(`${shortId(id)} ${undo ? "takes requests again" : "drains"}.`, "good");
-    else tell(`Not done: ${asObject(said.error).message || said.detail || `the gateway answered ${answer.status}`}`, "bad");
+    else
+      tell(
+        `Not done: ${asObject(said.error).message || said.detail || `the gateway answered ${answer.status}`}`,
+        "bad",
+      );
   } catch {
     tell("Not done, or not known to be done: the gateway cannot be reached.", "bad");
   }
@@ -53,7 +67,9 @@ function tell(words, tone) {
   $("told").dataset.tone = tone;
   setText($("told"), words);
   clearTimeout(toldTimer);
-  toldTimer = setTimeout(() => { $("told").hidden = true; }, 12000);
+  toldTimer = setTimeout(() => {
+    $("told").hidden = true;
+  }, 12000);
 }
 
 // The runbook's text, as it lies in the repository.
@@ -62,9 +78,15 @@ async function openRunbook(name) {
   setText($("runbook-text"), "…");
   $("runbook").showModal();
   try {
-    const answer = await fetch(`moray/runbooks/${encodeURIComponent(name)}`, { headers: headers(), credentials: "omit" });
+    const answer = await fetch(`moray/runbooks/${encodeURIComponent(name)}`, {
+      headers: headers(),
+      credentials: "omit",
+    });
     const text = await answer.text();
-    setText($("runbook-text"), answer.ok ? text : `It cannot be shown here (${answer.status}). It lies in the repository.`);
+    setText(
+      $("runbook-text"),
+      answer.ok ? text : `It cannot be shown here (${answer.status}). It lies in the repository.`,
+    );
   } catch {
     setText($("runbook-text"), "The gateway cannot be reached. The runbook lies in the repository.");
   }

@@ -22,7 +22,7 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-// Makes `parent` hold one child per item, in order. Nodes stay the same while their key does: focus and open details live.
+// Makes `parent` hold one child per item, in order. A node stays while its key does: focus and open details live on.
 function keyed(parent, items, keyOf, make, update) {
   const there = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   const times = new Map(); // two items may have one key

@@ -48,7 +48,9 @@ class Feed {
   async ask() {
     const asking = (this.asking = new AbortController());
     const limit = setTimeout(() => asking.abort(), ANSWER_WITHIN_MS);
-    let value, problem = null, status = null;
+    let value,
+      problem = null,
+      status = null;
     try {
       const options = { headers: headers(), cache: "no-store", credentials: "omit", signal: asking.signal };
       const answer = await fetch(this.path, options);
@@ -57,8 +59,10 @@ class Feed {
       // The header has whole seconds: a second's difference is none.
       if (Number.isFinite(date)) skewMs = Math.abs(date - Date.now()) < 1500 ? 0 : date - Date.now();
       const body = await answer.json().catch(() => null);
-      if (!answer.ok) problem = asObject(asObject(body).error).message || asObject(body).detail || `it answered ${status}`;
-      else if (body === null || typeof body !== "object" || Array.isArray(body)) problem = "its answer is not understood";
+      if (!answer.ok)
+        problem = asObject(asObject(body).error).message || asObject(body).detail || `it answered ${status}`;
+      else if (body === null || typeof body !== "object" || Array.isArray(body))
+        problem = "its answer is not understood";
       else value = body;
     } catch {
       problem = asking.signal.aborted ? `no answer in ${ANSWER_WITHIN_MS / 1000} s` : "it cannot be reached";
@@ -80,7 +84,9 @@ class Feed {
       return; // until a key is given
     }
     const offered = status !== 404;
-    const wait = !offered ? NOT_OFFERED_MS : Math.min(this.everyMs * 2 ** this.failures, Math.max(BACK_OFF_LIMIT_MS, this.everyMs));
+    const wait = !offered
+      ? NOT_OFFERED_MS
+      : Math.min(this.everyMs * 2 ** this.failures, Math.max(BACK_OFF_LIMIT_MS, this.everyMs));
     this.nextMs = Date.now() + wait;
     this.timer = setTimeout(() => this.ask(), wait);
     this.onChange(this);

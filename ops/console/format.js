@@ -15,7 +15,11 @@ const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many
 
 function short(x) {
   if (!isNumber(x)) return NO_DATA;
-  for (const [unit, size] of [["G", 1e9], ["M", 1e6], ["k", 1e4]]) {
+  for (const [unit, size] of [
+    ["G", 1e9],
+    ["M", 1e6],
+    ["k", 1e4],
+  ]) {
     const divisor = unit === "k" ? 1e3 : size;
     if (Math.abs(x) >= size) return `${(x / divisor).toFixed(Math.abs(x) < 100 * divisor ? 1 : 0)}${NBSP}${unit}`;
   }
@@ -59,5 +63,5 @@ function ranges(ids) {
   return spans.map(([a, b]) => (a === b ? `${a}` : `${a}–${b}`)).join(" ") || "none";
 }
 
-// What Serve calls `SERVE_REPLICA::app#deployment#x7` is x7 to a reader; two that end alike are told apart by the whole.
+// What Serve calls `app#deployment#x7` is x7 to a reader; its tooltip and its details tell the whole.
 const shortId = (id) => (typeof id === "string" ? id.split(/[#:]/).pop() || id : NO_DATA);

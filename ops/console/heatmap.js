@@ -2,8 +2,22 @@
 // Blue is less than the mean, orange more: a pair that all common forms of colour blindness tell apart.
 
 const HUES = {
-  light: { less: [33, 102, 172], even: [238, 240, 243], more: [179, 88, 6], none: "#d5d9df", ink: "#56606e", mark: "#111" },
-  dark: { less: [88, 166, 255], even: [38, 44, 53], more: [255, 160, 66], none: "#1b2027", ink: "#9aa5b3", mark: "#fff" },
+  light: {
+    less: [33, 102, 172],
+    even: [238, 240, 243],
+    more: [179, 88, 6],
+    none: "#d5d9df",
+    ink: "#56606e",
+    mark: "#111",
+  },
+  dark: {
+    less: [88, 166, 255],
+    even: [38, 44, 53],
+    more: [255, 160, 66],
+    none: "#1b2027",
+    ink: "#9aa5b3",
+    mark: "#fff",
+  },
 };
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const hues = () => HUES[dark.matches ? "dark" : "light"];
@@ -41,7 +55,7 @@ class HeatMap {
     new ResizeObserver(() => this.draw()).observe(canvas.parentElement);
   }
 
-  // map: {rows: [layer name], columns: [name], ratios: [[number | null]], amounts: [[number]] | null, what, reach, idle}
+  // map: {rows, columns: [name], ratios: [[number | null]], amounts: [[number]] | null, what, against, reach, idle}
   show(map) {
     this.map = map;
     if (this.at && (this.at[0] >= map.rows.length || this.at[1] >= map.columns.length)) this.at = null;
@@ -58,10 +72,17 @@ class HeatMap {
     const pen = context2d(this.canvas, width, rows * this.cellHeight + FOOT);
     const { ink, mark } = hues();
     const gap = this.cellWidth > 8 && this.cellHeight > 8 ? 2 : this.cellWidth > 4 ? 1 : 0;
-    map.ratios.forEach((of, row) => of.forEach((ratio, column) => {
-      pen.fillStyle = shade(ratio, map.reach);
-      pen.fillRect(GUTTER + column * this.cellWidth, row * this.cellHeight, this.cellWidth - gap, this.cellHeight - Math.min(gap, 1));
-    }));
+    map.ratios.forEach((of, row) =>
+      of.forEach((ratio, column) => {
+        pen.fillStyle = shade(ratio, map.reach);
+        pen.fillRect(
+          GUTTER + column * this.cellWidth,
+          row * this.cellHeight,
+          this.cellWidth - gap,
+          this.cellHeight - Math.min(gap, 1),
+        );
+      }),
+    );
     pen.fillStyle = ink;
     pen.font = "11px system-ui, sans-serif";
     pen.textBaseline = "middle";
@@ -75,13 +96,19 @@ class HeatMap {
     const everyColumn = Math.max(1, Math.ceil((widest + 6) / this.cellWidth));
     map.columns.forEach((name, column) => {
       const x = GUTTER + (column + 0.5) * this.cellWidth;
-      if (column % everyColumn === 0) pen.fillText(name, Math.min(x, width - widest / 2), rows * this.cellHeight + FOOT / 2 + 2);
+      if (column % everyColumn === 0)
+        pen.fillText(name, Math.min(x, width - widest / 2), rows * this.cellHeight + FOOT / 2 + 2);
     });
     if (this.at) {
       const [row, column] = this.at;
       pen.strokeStyle = mark;
       pen.lineWidth = 2;
-      pen.strokeRect(GUTTER + column * this.cellWidth, row * this.cellHeight, this.cellWidth - gap, this.cellHeight - Math.min(gap, 1));
+      pen.strokeRect(
+        GUTTER + column * this.cellWidth,
+        row * this.cellHeight,
+        this.cellWidth - gap,
+        this.cellHeight - Math.min(gap, 1),
+      );
     }
     this.drawLegend();
     this.tell();
@@ -97,19 +124,33 @@ class HeatMap {
     }
     const times = (power) => `${Number((2 ** power).toFixed(2))} ×`;
     const words = [`≤ ${times(-reach)}`, "the layer's mean", `≥ ${times(reach)}`];
-    keyed(this.ticks, words, (_, at) => at, () => el("span"), (node, text) => setText(node, text));
+    keyed(
+      this.ticks,
+      words,
+      (_, at) => at,
+      () => el("span"),
+      (node, text) => setText(node, text),
+    );
   }
 
   tell() {
     const map = this.map;
-    const cells = map.ratios.flatMap((of, row) => of.map((ratio, column) => [ratio, row, column])).filter(([r]) => isNumber(r));
+    const cells = map.ratios
+      .flatMap((of, row) => of.map((ratio, column) => [ratio, row, column]))
+      .filter(([r]) => isNumber(r));
     if (!cells.length) return setText(this.words, map.idle);
     const hottest = cells.reduce((a, b) => (b[0] > a[0] ? b : a));
     const [ratio, row, column] = this.at ? [map.ratios[this.at[0]][this.at[1]], ...this.at] : hottest;
     const amount = map.amounts ? `, ${short(map.amounts[row]?.[column])} choices` : "";
     const ofMean = isNumber(ratio) ? `${ratio.toFixed(2)} × ${map.against}` : NO_DATA;
-    setText(this.words, `${this.at ? "" : "Highest: "}layer ${map.rows[row]}, ${map.what} ${map.columns[column]}: ${ofMean}${amount}`);
-    this.canvas.setAttribute("aria-label", `Expert load, ${map.rows.length} layers by ${plural(map.columns.length, map.what)}; arrow keys read a cell`);
+    setText(
+      this.words,
+      `${this.at ? "" : "Highest: "}layer ${map.rows[row]}, ${map.what} ${map.columns[column]}: ${ofMean}${amount}`,
+    );
+    this.canvas.setAttribute(
+      "aria-label",
+      `Expert load, ${map.rows.length} layers by ${plural(map.columns.length, map.what)}; arrow keys read a cell`,
+    );
   }
 
   move(at) {

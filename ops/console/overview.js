@@ -2,17 +2,23 @@
 
 const FRESH_S = 30; // how old the newest figure may be and still count as now
 
-// The newest row of the history in which `key` is known, if it is fresh; times are the gateways'.
+const rowsOf = (history) => asList(history?.rows).filter((row) => isNumber(asObject(row).at_s));
+
+// The newest row of the history in which `key` is known, if it is fresh.
 function newest(history, key) {
-  const rows = asList(history?.rows).filter((row) => isNumber(asObject(row).at_s));
-  const end = rows.length ? Math.max(...rows.map((row) => row.at_s)) : 0;
-  return rows.filter((row) => isNumber(row[key]) && end - row.at_s <= FRESH_S).pop() ?? null;
+  return (
+    rowsOf(history)
+      .filter((row) => isNumber(row[key]) && nowS() - row.at_s <= FRESH_S)
+      .pop() ?? null
+  );
 }
 
 // Of a counted figure, per second, over the last whole buckets: the newest one is still being filled.
 function rate(history, key) {
-  const rows = asList(history?.rows).filter((row) => isNumber(asObject(row)[key])).slice(-4, -1);
-  return rows.length && isNumber(history.bucket_s) ? sum(rows.map((row) => row[key])) / rows.length / history.bucket_s : null;
+  const size = history?.bucket_s;
+  const whole = rowsOf(history).slice(0, -1);
+  const rows = whole.filter((row) => isNumber(row[key]) && nowS() - row.at_s <= FRESH_S).slice(-3);
+  return rows.length && isNumber(size) && size > 0 ? sum(rows.map((row) => row[key])) / rows.length / size : null;
 }
 
 const ready = (replicas) => replicas.filter((r) => r.state === "ready");
@@ -34,8 +40,16 @@ function showHeader(status, alarms) {
   setText($("health"), words);
   const name = asObject(status?.model).name;
   setText($("model"), status ? asText(name) : "");
-  const versions = [...new Set((replicasOf(status) ?? []).map((r) => r.version).filter((v) => typeof v === "string" && v))].sort();
-  keyed($("versions"), versions.slice(0, 3), (v) => v, () => el("span", { cls: "chip" }), (chip, v) => setText(chip, v));
+  const versions = [
+    ...new Set((replicasOf(status) ?? []).map((r) => r.version).filter((v) => typeof v === "string" && v)),
+  ].sort();
+  keyed(
+    $("versions"),
+    versions.slice(0, 3),
+    (v) => v,
+    () => el("span", { cls: "chip" }),
+    (chip, v) => setText(chip, v),
+  );
   const raised = asList(alarms?.alarms).length;
   document.title = `${raised ? `(${raised}) ` : ""}${typeof name === "string" ? `${name} · ` : ""}Moray console`;
 }
@@ -45,7 +59,6 @@ function showTiles(status, history) {
   const router = asObject(status?.router);
   const gateway = asObject(status?.gateway);
   const rows = asList(history?.rows);
-  const last = asObject(newest(history, "requests"));
   const failed = sum(rows.map((row) => asObject(row).failed));
   const shed = sum(rows.map((row) => asObject(row).shed));
   const running = replicas ? sum(replicas.map((r) => r.running)) : null;
@@ -55,7 +68,9 @@ function showTiles(status, history) {
       label: "Replicas",
       value: replicas ? count(ready(replicas).length) : NO_DATA,
       unit: replicas ? "ready" : "",
-      more: replicas ? `${count(draining(replicas).length)} draining, ${plural(asList(status.gateways).length, "gateway")}` : "",
+      more: replicas
+        ? `${count(draining(replicas).length)} draining, ${plural(asList(status.gateways).length, "gateway")}`
+        : "",
     },
     {
       label: "Running",
@@ -84,39 +99,66 @@ function showTiles(status, history) {
       unit: rate(history, "requests") === null ? "" : "per s",
       more: rows.length ? `${count(failed)} failed, ${count(shed)} shed in 10 min` : "",
       tone: failed > 0 ? "bad" : shed > 0 ? "warn" : "",
-      series: last.requests === undefined ? null : [{ name: "requests/s", key: "request_rate", cls: "p50" }],
+      series: [{ name: "requests/s", key: "request_rate", cls: "p50" }],
       show: short,
     },
   ];
   const size = history?.bucket_s;
   const per = (x) => (isNumber(x) && isNumber(size) ? x / size : null);
-  const drawn = rows.map(asObject).map((row) => ({ ...row, output_rate: per(row.output_tokens), request_rate: per(row.requests) }));
-  keyed($("tiles"), tiles, (tile) => tile.label, tileMade, (box, tile) => {
-    setText(box.querySelector(".value"), tile.value);
-    box.querySelector(".value").classList.toggle("missing", tile.value === NO_DATA);
-    setText(box.querySelector(".unit"), tile.unit);
-    setText(box.querySelector(".more"), tile.more ?? "");
-    box.querySelector(".more").dataset.tone = tile.tone ?? "";
-    const spark = box.querySelector(".mini");
-    spark.hidden = !tile.series || !rows.length;
-    if (!spark.hidden) sparkline(spark, drawn, size, tile.series, tile.show, 30);
-  });
+  const drawn = rows
+    .map(asObject)
+    .map((row) => ({ ...row, output_rate: per(row.output_tokens), request_rate: per(row.requests) }));
+  keyed(
+    $("tiles"),
+    tiles,
+    (tile) => tile.label,
+    tileMade,
+    (box, tile) => {
+      setText(box.querySelector(".value"), tile.value);
+      box.querySelector(".value").classList.toggle("missing", tile.value === NO_DATA);
+      setText(box.querySelector(".unit"), tile.unit);
+      setText(box.querySelector(".more"), tile.more ?? "");
+      box.querySelector(".more").dataset.tone = tile.tone ?? "";
+      const spark = box.querySelector(".mini");
+      spark.hidden = !tile.series || !rows.length;
+      if (!spark.hidden) sparkline(spark, drawn, size, tile.series, tile.show, 30);
+    },
+  );
 }
 
 const tileMade = (tile) =>
-  el("div", { cls: "card tile" }, el("dt", { text: tile.label }), el("dd", {},
-    el("span", { cls: "value" }), " ", el("span", { cls: "unit quiet" }), el("p", { cls: "more quiet" }), el("div", { cls: "mini" })));
+  el(
+    "div",
+    { cls: "card tile" },
+    el("dt", { text: tile.label }),
+    el(
+      "dd",
+      {},
+      el("span", { cls: "value" }),
+      " ",
+      el("span", { cls: "unit quiet" }),
+      el("p", { cls: "more quiet" }),
+      el("div", { cls: "mini" }),
+    ),
+  );
 
 function oldestWords(status) {
-  const oldest = asList(asObject(status.queue).rows).map((row) => asObject(row).oldest_s).filter(isNumber);
+  const oldest = asList(asObject(status.queue).rows)
+    .map((row) => asObject(row).oldest_s)
+    .filter(isNumber);
   return oldest.length ? `the oldest for ${age(Math.max(...oldest))}` : "";
 }
 
 function showLatency(box, title, what, history, prefix) {
   if (!box.firstChild) {
     box.append(
-      el("h2", { text: title }), el("p", { cls: "what quiet" }),
-      el("dl", { cls: "figures" }, ...["p50", "p95"].map((p) => el("div", { cls: p }, el("dt", { text: p }), el("dd")))),
+      el("h2", { text: title }),
+      el("p", { cls: "what quiet" }),
+      el(
+        "dl",
+        { cls: "figures" },
+        ...["p50", "p95"].map((p) => el("div", { cls: p }, el("dt", { text: p }), el("dd"))),
+      ),
       el("div", { cls: "plot" }),
     );
   }

@@ -6,6 +6,7 @@ and the policy can name the style and the script by their hashes.
 
 import base64
 import hashlib
+import re
 from typing import NamedTuple
 
 # In this order: one script, in which what is declared first can be used by what comes later.
@@ -23,6 +24,7 @@ SCRIPTS = (
 )
 STYLE = "page.css"
 FRAME = "page.html"
+_BETWEEN = re.compile(r"\s*([{};])\s*")  # rules and declarations
 _STYLE_HERE, _SCRIPTS_HERE = "/* page.css */", "/* scripts */"
 
 
@@ -37,7 +39,7 @@ def assemble(frame: str, style: str, scripts: list[str]) -> Page:
     """The page of the parts' texts. Raises ValueError if the frame lacks a part's place."""
     if frame.count(_STYLE_HERE) != 1 or frame.count(_SCRIPTS_HERE) != 1:
         raise ValueError(f"{FRAME} needs {_STYLE_HERE} and {_SCRIPTS_HERE} once each")
-    style, script = _compact(style), "\n".join(map(_compact, scripts))
+    style, script = _BETWEEN.sub(r"\1", _compact(style)), "\n".join(map(_compact, scripts))
     html = _compact(frame).replace(_STYLE_HERE, style).replace(_SCRIPTS_HERE, script)
     return Page(html.encode(), _headers(style, script))
 

@@ -1,7 +1,13 @@
 // Wiring: feeds to sections, the key, the clock, what happens while the tab is hidden.
 
 const feeds = {};
-for (const [name, everyMs] of [["status", EVERY_MS], ["history", EVERY_MS], ["alarms", EVERY_MS], ["experts", EVERY_MS], ["access", 60000]]) {
+for (const [name, everyMs] of [
+  ["status", EVERY_MS],
+  ["history", EVERY_MS],
+  ["alarms", EVERY_MS],
+  ["experts", EVERY_MS],
+  ["access", 60000],
+]) {
   feeds[name] = new Feed(`moray/${name}`, everyMs, heard);
 }
 const heat = new HeatMap($("heat"), $("scale"), $("ticks"), $("cell"));
@@ -10,7 +16,10 @@ let drawing = 0;
 function heard(feed) {
   if (feed.status === 401) return lock(feed.problem);
   // The feeds answer within moments of each other: one drawing for all that have.
-  drawing ||= requestAnimationFrame(() => { drawing = 0; show(); });
+  drawing ||= requestAnimationFrame(() => {
+    drawing = 0;
+    show();
+  });
 }
 
 function show() {
@@ -19,7 +28,13 @@ function show() {
   showHeader(status.value, alarms.value);
   showTiles(status.value, history.value);
   showAlarms(alarms.value);
-  showLatency($("ttft"), "Time to first token", history.note || "TTFT, from the request's arrival", history.value, "ttft");
+  showLatency(
+    $("ttft"),
+    "Time to first token",
+    history.note || "TTFT, from the request's arrival",
+    history.value,
+    "ttft",
+  );
   showLatency($("tpot"), "Time per output token", history.note || "TPOT, after the first token", history.value, "tpot");
   showReplicas(status.value, operator);
   showQueue(status.value);
@@ -33,7 +48,12 @@ function show() {
   note("healing", alarms.note);
   note("rollouts", status.note);
   const tenant = asObject(access.value).tenant;
-  setText($("who"), access.value ? `${typeof tenant === "string" && tenant ? `${tenant}, ` : ""}${operator ? "operator" : "read-only"}` : "");
+  setText(
+    $("who"),
+    access.value
+      ? `${typeof tenant === "string" && tenant ? `${tenant}, ` : ""}${operator ? "operator" : "read-only"}`
+      : "",
+  );
   showClock();
 }
 
@@ -45,7 +65,8 @@ function showClock() {
   if (failing) {
     const since = status.heardS === null ? "No data yet" : `Stale since ${clock(status.heardS)}`;
     const next = status.asking ? "trying now" : status.nextS === null ? "" : `next try in ${status.nextS} s`;
-    setText($("stale-words"), `${since}: ${status.status ? `the gateway answers ${status.status}` : "the gateway does not answer"} (${status.problem})${next ? `, ${next}` : ""}.`);
+    const what = status.status ? `the gateway answers ${status.status}` : "the gateway does not answer";
+    setText($("stale-words"), `${since}: ${what} (${status.problem})${next ? `, ${next}` : ""}.`);
   }
   document.body.classList.toggle("stale", failing);
   setText($("updated"), status.heardS === null ? "" : failing ? "" : clock(status.heardS));
@@ -106,7 +127,8 @@ $("all-replicas").addEventListener("click", () => {
 for (const choice of document.querySelectorAll("input[name=view]")) choice.addEventListener("change", show);
 document.addEventListener("click", (event) => {
   const button = event.target.closest?.("button[data-replica], button[data-runbook]");
-  if (button?.dataset.replica) drain(button.dataset.replica, button.dataset.undo === "true").then(() => feeds.status.start());
+  if (button?.dataset.replica)
+    drain(button.dataset.replica, button.dataset.undo === "true").then(() => feeds.status.start());
   else if (button?.dataset.runbook) openRunbook(button.dataset.runbook);
 });
 document.addEventListener("visibilitychange", () => {
@@ -114,7 +136,9 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden) for (const feed of Object.values(feeds)) feed.stop();
   else startAll();
 });
-setInterval(() => { if (!document.hidden) showClock(); }, 1000);
+setInterval(() => {
+  if (!document.hidden) showClock();
+}, 1000);
 
 show();
 if (!document.hidden) startAll();

@@ -13,6 +13,8 @@ from stub_gateway import OPERATOR_KEY, READER_KEY, XSS, Running, experts, replic
 
 FOCUSED = "(e => e.id || e.className || e.value || e.tagName)(document.activeElement)"
 NOW = "document.querySelector('#retry').click()"  # asks at once, as its button in the banner does
+ALL_TOLD = "![...document.querySelectorAll('.note, .what')].some(n => n.textContent === 'waiting')"
+ALL_TOLD += " && document.querySelector('#who').textContent !== ''"
 ROWS = "document.querySelectorAll('#replicas tbody tr').length"
 
 
@@ -22,7 +24,7 @@ def shown(
 ) -> Iterator[Page]:
     with browser.page(width, scheme=scheme) as page:
         page.open(f"{gateway.url}/console")
-        page.wait(f"{ROWS} === {rows}")
+        page.wait(f"{ROWS} === {rows} && {ALL_TOLD}")
         yield page
 
 
