@@ -77,6 +77,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
 def gateway_spec(settings: Settings) -> "GatewaySpec":
     """What every gateway starts."""
     from cluster.gateway import GatewaySpec
+    from cluster.telemetry import TelemetrySpec
 
     return GatewaySpec(
         engine=engine_spec(settings),
@@ -88,6 +89,14 @@ def gateway_spec(settings: Settings) -> "GatewaySpec":
         keys_file=str(settings.gateway.keys_file) if settings.gateway.keys_file else None,
         operators=settings.gateway.operators,
         ttft_s=settings.router.ttft_slo_s,
+        tpot_s=settings.router.tpot_slo_s,
+        telemetry=TelemetrySpec(
+            port=settings.metrics.port,
+            gateways=settings.gateway.count,
+            tenants=settings.metrics.tenants,
+            vllm=settings.metrics.vllm,
+            otlp_endpoint=settings.metrics.otlp_endpoint,
+        ),
     )
 
 

@@ -19,12 +19,19 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from cluster.journal import ABORTED, DONE, ERROR, Journal
-from cluster.live import HangWatch, Key, Live, Peer, Resumes, by_peer, key_of
+from cluster.journal import ABORTED, DONE, OF_FINISH, Journal
+from cluster.live import HangWatch, Key, Live, Peer, Resources, Resumes, by_peer, key_of
 from cluster.outcomes import Ending, RequestContext, context_of_request
 from cluster.router_link import RouterLink
 from cluster.router_talk import RouterTalk
@@ -49,18 +56,22 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         seed_samples: bool = False,
         prompt_blocks: Callable[[EngineCoreRequest, int], tuple[int, ...]] = lambda request, block_tokens: (),
         journal: Journal | None = None,
+        tell_times: bool = False,
     ) -> None:
         """`seed_samples`: whether each sampled request that has no seed gets one, so that it resumes exactly.
 
         `prompt_blocks` names a prompt's full KV blocks of so many tokens (`vllm_core.prompt_blocks`).
-        `journal` is told of each request that ended.
+        `journal` is told of each request that ended. `tell_times`: vLLM's metrics want when a request was queued and
+        submitted, in this process's time.
         """
         self._seed_samples = seed_samples
         self._prompt_blocks = prompt_blocks
         self._hang_watch = HangWatch(hang_timeout_s)
-        self.resources = _Resources()
+        self.resources = Resources()
         self.resumes = Resumes()
         self.journal = journal or Journal("")
+        self.metrics_address = ""  # "host:port" of this gateway's metrics, which the router is told; set before it runs
+        self._tell_times = tell_times
         self._talk = RouterTalk(router, self._all_open)
         self._gateway = gateway  # the id by which the router knows us
         self._live: dict[str, Live] = {}
@@ -120,7 +131,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         gone = [live for request_id in request_ids if (live := self._live.pop(request_id, None)) is not None]
         for live in gone:
             self._release(live)
-            self._write_down(live, ending)
+            live.write_down(self.journal, ending)
         for peer, ids in by_peer(gone, self._peers):
             peer.unsent = [live for live in peer.unsent if live.request.request_id not in ids]
             if peer.connection is not None:
@@ -146,6 +157,10 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     def open_requests(self) -> int:
         return len(self._live)
 
+    @property
+    def granted_requests(self) -> int:
+        return sum(live.grant is not None for live in self._live.values())
+
     # -- router -------------------------------------------------------------------------------------------------------
 
     def _release(self, live: Live, whole: bool = False) -> None:
@@ -155,6 +170,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         live = self._live.values()
         return Resync(
             gateway=self._gateway,
+            metrics=self.metrics_address,
             waiting=tuple(one.ticket for one in live if one.grant is None),
             running=tuple((one.ticket, one.grant) for one in live if one.grant is not None),
         )
@@ -287,7 +303,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             if output.finish_reason is not None:
                 del self._live[output.request_id]
                 self._release(live, whole=True)
-                self._write_down(live, _ending_of(output.finish_reason))
+                live.write_down(self.journal, OF_FINISH.get(output.finish_reason.name, DONE))
             kept.append(output)
         if kept:
             outputs.outputs = kept
@@ -301,6 +317,9 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             live.first_token_at = now
             if output.prefill_stats is not None:
                 live.cached_tokens = output.prefill_stats.num_cached_tokens
+            if self._tell_times:
+                times = (EngineCoreEventType.QUEUED, live.queued_at), (EngineCoreEventType.SCHEDULED, live.sent_at)
+                output.events = [EngineCoreEvent(what, at or now) for what, at in times]
 
     def _on_going_on(self, live: Live, now: float) -> None:
         gap_s = live.goes_on(now)
@@ -374,24 +393,8 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         request_id = live.request.request_id
         del self._live[request_id]
         self._release(live)
-        self._write_down(live, ending)
+        live.write_down(self.journal, ending)
         self._tell_end(request_id, reason)
-
-    def _write_down(self, live: Live, ending: str) -> None:
-        self.journal.ended(live.context, live.record(self.journal.model, ending))
 
     def _tell_end(self, request_id: str, reason: FinishReason) -> None:
         self._outputs.put_nowait(EngineCoreOutputs(outputs=[EngineCoreOutput(request_id, [], finish_reason=reason)]))
-
-
-def _ending_of(reason: FinishReason) -> str:
-    """The record's word for what vLLM's engine said."""
-    if reason is FinishReason.ERROR:
-        return ERROR
-    return ABORTED if reason is FinishReason.ABORT else DONE
-
-
-class _Resources:
-    """AsyncLLM looks here for the engine's death. Replicas die and requests wait: only a mistake of ours is one."""
-
-    engine_dead = False

@@ -4,6 +4,7 @@ One of the four files that know vLLM's engine. Text lives here: templates, token
 reasoning and tool parsers, structured output's request side, SSE.
 """
 
+import asyncio
 import gc
 import os
 import uuid
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import ray
 from ray import serve
 
 from cluster import short_prompts
@@ -21,9 +23,13 @@ from cluster.edge import Edge
 from cluster.extensions import GatewayContext, add_routes
 from cluster.journal import Journal
 from cluster.outcomes import context_of_request
+from cluster.request_metrics import Slo
 from cluster.router_link import RayRouterLink, RouterGone
+from cluster.targets import targets
+from cluster.telemetry import TelemetrySpec, start_telemetry
 from cluster.tenants import KeyFile
 from cluster.thinking import without_rescans
+from cluster.vllm_metrics import show_cluster_as_engine
 from replicas.engine_spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -42,6 +48,8 @@ class GatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
     keys_file: str | None = None  # None: no key is asked for
     operators: tuple[str, ...] = ()  # tenants who may command the cluster, where keys are asked for
     ttft_s: float | None = None  # seconds in which a request that names no other wants its first token
+    tpot_s: float | None = None  # seconds from token to token, on average, that running streams are to have
+    telemetry: TelemetrySpec = TelemetrySpec()
 
 
 @serve.ingress()
@@ -97,9 +105,15 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
         seed_samples=spec.engine.device == "cuda",
         prompt_blocks=prompt_blocks(config),
         journal=journal,
+        tell_times=spec.telemetry.vllm,
     )
     with _as_vllms_engine_core(core):
-        llm = AsyncLLM(config, Executor.get_class(config), log_requests=False, log_stats=False)
+        llm = AsyncLLM(config, Executor.get_class(config), log_requests=False, log_stats=spec.telemetry.vllm)
+    if spec.telemetry.vllm:
+        show_cluster_as_engine(llm.logger_manager, core)
+    core.metrics_address = start_telemetry(
+        spec.telemetry, journal, Slo(spec.ttft_s, spec.tpot_s), spec.engine.listen, lambda: core.open_requests
+    )
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     args.model = arguments.model
@@ -213,6 +227,14 @@ def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, co
             return {"replica": await router.drain(asked)}
         except DrainRefused as refusal:
             raise HTTPException(409, str(refusal)) from refusal
+        except RouterGone as error:
+            raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
+
+    @app.get("/moray/targets")
+    async def scrape_targets() -> list[dict[str, Any]]:
+        """Where Prometheus finds all metrics of this cluster, as its http_sd_configs want it."""
+        try:
+            return targets(await router.metrics_addresses(), await asyncio.to_thread(ray.nodes))
         except RouterGone as error:
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
 

@@ -15,6 +15,7 @@ DONE = "DONE"  # the model, its limits or a stop string ended it
 ABORTED = "ABORTED"  # its client went away, or vLLM's front end gave it up
 ERROR = "ERROR"  # the engine gave this one request up
 # An ending is one of these or the name of an `outcomes.Ending`.
+OF_FINISH = {"ABORT": ABORTED, "ERROR": ERROR}  # vLLM's FinishReason by name; all others are DONE
 
 
 class Ended(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.journal import Ended
+from cluster.journal import Ended, Journal
 from cluster.outcomes import RequestContext, Verdict
 from replicas.messages import Grant, ReplicaInfo, Ticket
 from replicas.wire import Connection
@@ -74,11 +74,11 @@ class Live:
         self.longest_gap_s = max(self.longest_gap_s, gap_s)
         return gap_s
 
-    def record(self, model: str, ending: str) -> Ended:
-        """What the journal is told once it has ended."""
-        return Ended(
+    def write_down(self, journal: Journal, ending: str) -> None:
+        """It has ended."""
+        record = Ended(
             request_id=self.ticket.request_id,
-            model=model,
+            model=journal.model,
             version=self.ran_on.version if self.ran_on else "",
             tenant=self.ticket.tenant.name,
             priority=self.ticket.priority,
@@ -98,6 +98,7 @@ class Live:
             longest_gap_s=self.longest_gap_s,
             ttft_slo_s=self.context.ttft_slo_s,
         )
+        journal.ended(self.context, record)
 
 
 @dataclass
@@ -152,3 +153,9 @@ class HangWatch:
             at = since.get(key_of(peer.info))
             if peer.connection is not None and at is not None and now - max(at, peer.heard_at) > self._limit_s:
                 yield peer
+
+
+class Resources:
+    """AsyncLLM looks here for the engine's death. Replicas die and requests wait: only a mistake of ours is one."""
+
+    engine_dead = False

@@ -24,6 +24,7 @@ from cluster.outcomes import Ending
 from cluster.policies import CONTINUOUS, batcher
 from cluster.queue_report import queue_report
 from cluster.quotas import Quotas
+from cluster.router_metrics import Queue, RouterMetrics, Tally
 from replicas.messages import Denial, ExpertLoad, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
 from replicas.router_handle import NAMESPACE, actor_name
 from replicas.wire import Connection, Kind
@@ -31,6 +32,7 @@ from replicas.wire import Connection, Kind
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
+TELL_S = 1.0  # metrics: oftener than they are scraped
 HEARTBEAT_TIMEOUT_S = 5.0  # silence after which a replica is taken out; of a killed one gateways tell at once
 
 _decode_outbox = msgspec.msgpack.Decoder(Outbox | Resync).decode
@@ -63,10 +65,11 @@ class RouterState:
         self._roster_version = 0
         self._heard: dict[str, float] = {}  # replica id -> time of its last report
         self._experts: dict[str, ExpertLoad] = {}  # replica id -> what it told last
-        self._gateways: set[str] = set()
+        self._gateways: dict[str, str] = {}  # id -> "host:port" of its metrics
         self._grants: dict[str, list[Grant]] = {}  # gateway id -> what it is to be told
         self._denials: dict[str, list[Denial]] = {}
         self._moves: dict[str, list[str]] = {}
+        self.tally = Tally()
 
     def join(self, info: ReplicaInfo, now: float) -> None:
         known = self._roster.get(info.replica_id)
@@ -79,8 +82,9 @@ class RouterState:
         if self._roster[info.replica_id].epoch == info.epoch:
             self._heard[info.replica_id] = now
 
-    def leave(self, replica_id: str, epoch: int, now: float) -> None:
+    def leave(self, replica_id: str, epoch: int, now: float, lost: bool = False) -> None:
         if self._batcher.leave(replica_id, epoch, now):
+            self.tally.lost += lost
             del self._roster[replica_id], self._heard[replica_id]
             self._experts.pop(replica_id, None)
             self._roster_version += 1
@@ -119,7 +123,7 @@ class RouterState:
         """Applies what a gateway says. The first that it says is a Resync."""
         if isinstance(outbox, Resync):
             self.forget(gateway)
-            self._gateways.add(gateway)
+            self._gateways[gateway] = outbox.metrics
             for ticket, grant in outbox.running:
                 self._quotas.adopt(gateway, ticket, now)
                 self._batcher.adopt(gateway, ticket, grant)
@@ -128,7 +132,7 @@ class RouterState:
                 self._batcher.submit(gateway, ticket, now)
             return
         for lost in outbox.lost:
-            self.leave(lost.replica_id, lost.epoch, now)
+            self.leave(lost.replica_id, lost.epoch, now, lost=True)
         for request_id in outbox.started:
             self._batcher.started(request_id, now)
         for released in outbox.released:
@@ -136,10 +140,9 @@ class RouterState:
             self._batcher.release(released)
         for ticket in outbox.tickets:
             if self._batcher.queued >= self._max_queue and not ticket.resumed:
-                denial = Denial(request_id=ticket.request_id, ending=Ending.QUEUE_FULL.name)
-                self._denials.setdefault(gateway, []).append(denial)
+                self._deny(gateway, Denial(request_id=ticket.request_id, ending=Ending.QUEUE_FULL.name))
             elif refused := self._quotas.admit(gateway, ticket, now):
-                self._denials.setdefault(gateway, []).append(refused)
+                self._deny(gateway, refused)
             else:
                 self._batcher.submit(gateway, ticket, now)
 
@@ -147,7 +150,7 @@ class RouterState:
         """Lets the batcher decide; `collect` gives each gateway what is its."""
         for replica_id, info in list(self._roster.items()):
             if now - self._heard[replica_id] > HEARTBEAT_TIMEOUT_S:
-                self.leave(replica_id, info.epoch, now)
+                self.leave(replica_id, info.epoch, now, lost=True)
         decision = self._batcher.decide(now)
         for gateway, grant in decision.grants:
             if quota := self._quotas.quota(grant.request_id, now):
@@ -155,11 +158,16 @@ class RouterState:
             self._grants.setdefault(gateway, []).append(grant)
         for gateway, denial in decision.denials:
             self._quotas.give_back(denial.request_id)
-            self._denials.setdefault(gateway, []).append(denial)
+            self._deny(gateway, denial)
+        self.tally.grants += len(decision.grants)
+
+    def _deny(self, gateway: str, denial: Denial) -> None:
+        self.tally.denials[denial.ending] += 1
+        self._denials.setdefault(gateway, []).append(denial)
 
     def forget(self, gateway: str) -> None:
         """All that this gateway has asked for, and what it was given but has not been told."""
-        self._gateways.discard(gateway)
+        self._gateways.pop(gateway, None)
         self._batcher.forget_owner(gateway)
         self._quotas.forget_owner(gateway)
         self._grants.pop(gateway, None)
@@ -186,6 +194,18 @@ class RouterState:
     def queue_report(self, now: float) -> dict[str, Any]:
         """See `queue_report`."""
         return queue_report(self._batcher.waiting(), now)
+
+    def metrics_addresses(self) -> list[str]:
+        """ "host:port" of each gateway's metrics."""
+        return sorted(address for address in self._gateways.values() if address)
+
+    def queue(self, now: float) -> Queue:
+        """What waits."""
+        return Queue.of(self._batcher.waiting(), now)
+
+    def replica_states(self) -> list[str]:
+        """As in `status`, one for each replica."""
+        return [_state(replica.draining) for replica in self._batcher.replicas()]
 
     def status(self) -> dict[str, Any]:
         """What the cluster holds, for `moray status` and the console."""
@@ -218,7 +238,7 @@ class RouterState:
         ]
         return {
             "replicas": replicas,
-            "gateways": [{"id": g} for g in sorted(self._gateways)],
+            "gateways": [{"id": id, "metrics": metrics} for id, metrics in sorted(self._gateways.items())],
             "router": {"queued": self._batcher.queued, "granted": self._batcher.placed},
             "tenants": self._quotas.status(),
         }
@@ -245,6 +265,7 @@ class Router:
         self._listen = spec.listen or ray.util.get_node_ip_address()
         self._token = secrets.token_hex(16)
         self._gateways: dict[Connection, _Gateway] = {}
+        self._metrics = RouterMetrics(spec.model)
         self._serving = asyncio.get_event_loop().create_task(self._serve())
 
     async def _serve(self) -> int:
@@ -261,9 +282,13 @@ class Router:
         return RouterAddress(host=self._listen, port=await self._serving, token=self._token)
 
     async def _tick(self) -> None:
+        told_at = 0.0
         while True:
             await asyncio.sleep(TICK_S)
             self._decide()
+            if (now := time.monotonic()) - told_at >= TELL_S:
+                told_at = now
+                self._metrics.tell(self._state.queue(now), self._state.replica_states(), self._state.tally)
 
     def _decide(self) -> None:
         """Lets the state decide and tells each gateway its part."""
@@ -321,6 +346,9 @@ class Router:
 
     async def experts(self) -> dict[str, Any]:
         return self._state.experts()
+
+    async def metrics_addresses(self) -> dict[str, list[str]]:
+        return {"gateways": self._state.metrics_addresses()}
 
     async def status(self) -> dict[str, Any]:
         status = self._state.status()

@@ -312,6 +312,39 @@ class Router(_Group):
         return policy
 
 
+class Metrics(_Group):
+    """What is told to Prometheus and to a trace collector. `moray metrics` lists every metric."""
+
+    port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="TCP port on which a gateway serves its metrics; with several gateways the first of as many ports. "
+        "No key is asked for there. null: a free port. GET /moray/targets tells Prometheus which one.",
+    )
+    tenants: int = Field(
+        100,
+        ge=0,
+        description="Tenants whose tokens are counted one by one by each gateway; those that come later are counted "
+        "together. Each is two time series.",
+    )
+    vllm: bool = Field(
+        True, description="Keep vLLM's own metrics (vllm:...) of the front end too, its time between tokens among them."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector that takes traces by OTLP over HTTP, such as "
+        "http://collector:4318/v1/traces: each request is a span, with one for each of its stages. null: no traces.",
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _a_url(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"{endpoint!r} is no URL: write http://HOST:4318/v1/traces")
+        return endpoint
+
+
 class Ray(_Group):
     """The Ray cluster underneath."""
 
@@ -345,5 +378,6 @@ class Settings(_Group):
     replicas: Replicas = Replicas()
     gateway: Gateway = Gateway()
     router: Router = Router()
+    metrics: Metrics = Metrics()
     ray: Ray = Ray()
     log: Log = Log()

@@ -51,6 +51,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float = 0.0  # seconds spent in them
     prefill_tokens: int = 0  # prompt tokens computed (those found in the prefix cache are not)
     decode_tokens: int = 0  # tokens computed for requests past their prompt: one each in a step
+    prefix_query_tokens: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_hit_tokens: int = 0  # of these, what it had
 
 
 class ExpertLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +168,7 @@ class Resync(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All that a gateway has open: the first thing it says on each connection to a router, which may be a new one."""
 
     gateway: str
+    metrics: str = ""  # "host:port" where it serves its metrics; "": nowhere
     waiting: tuple[Ticket, ...] = ()
     running: tuple[tuple[Ticket, Grant], ...] = ()
 

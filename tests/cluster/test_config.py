@@ -154,7 +154,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_place(yaml):
         f"ray ({file}:7) must be a group of `name: value` lines",
         "unknown variable MORAY_GATEWAY_PORT: did you mean MORAY_GATEWAY__PORT (two underscores)?",
         "unknown setting router.retry_after (MORAY_ROUTER__RETRY_AFTER): did you mean router.retry_after_s?",
-        "unknown setting port (command line): did you mean gateway.port?",
+        "unknown setting port (command line): did you mean gateway.port or metrics.port?",
         f"model.dtype ({file}:9): input should be 'auto', 'float32', 'bfloat16' or 'float16', not 'float8'",
     )
 

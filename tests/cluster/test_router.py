@@ -77,7 +77,7 @@ class Router:
         for replica in replicas:
             self.state.join(replica, self.now)
         for gateway in gateways:
-            self.exchange(gateway, Resync(gateway=gateway))
+            self.exchange(gateway, Resync(gateway=gateway, metrics=f"{gateway}:9"))
 
     def exchange(self, gateway: str, says: Outbox | Resync) -> Inbox:
         self.state.take(gateway, says, self.now)
@@ -284,7 +284,7 @@ def test_status_tells_all_but_secrets():
     assert b"secret" not in msgspec.json.encode(told)
     (replica,) = told["replicas"]
     assert (replica["id"], replica["granted"], replica["running"], replica["kv_used_fraction"]) == ("a", 2, 1, 0.25)
-    assert told["gateways"] == [{"id": "g"}] and told["router"] == {"queued": 1, "granted": 2}
+    assert told["gateways"] == [{"id": "g", "metrics": "g:9"}] and told["router"] == {"queued": 1, "granted": 2}
 
 
 @pytest.mark.parametrize("lives", [1, 50])
@@ -355,3 +355,32 @@ def test_a_replica_that_left_has_no_experts_and_a_stranger_is_not_believed() -> 
     assert router.state.experts()["tokens"] == [[1, 1, 1, 1]]
     router.state.leave("a", 1, router.now)
     assert router.state.experts()["replicas"] == []
+
+
+def test_where_gateways_serve_their_metrics_is_known_while_they_are_there():
+    router = Router(gateways="gh")
+    assert router.state.metrics_addresses() == ["g:9", "h:9"]
+    router.state.forget("h")
+    router.exchange("g", Resync(gateway="g"))
+    assert router.state.metrics_addresses() == []
+
+
+def test_what_was_decided_is_tallied():
+    router = Router(info("a"), info("b"), max_queue=1)
+    for request_id in "12345":
+        router.exchange("g", outbox(request_id))
+    assert router.state.queue(router.now + 2.0) == ({0: 1}, 2.0, 1)
+    router.exchange("g", outbox("6"))
+    tally = router.state.tally
+    assert (tally.grants, dict(tally.denials), tally.lost) == (4, {"QUEUE_FULL": 1}, 0)
+    lost = Lost(replica_id="a", epoch=1)
+    for _ in range(2):  # two gateways tell of it
+        router.exchange("g", outbox(lost=(lost,)))
+    assert (tally.lost, router.state.replica_states()) == (1, ["ready"])
+    router.later(HEARTBEAT_TIMEOUT_S + 1)  # b falls silent
+    assert tally.lost == 2
+    router.state.join(info("a", 2), router.now)
+    router.state.leave("a", 2, router.now)  # in order
+    assert tally.lost == 2 and router.state.replica_states() == []
+    router.later(WAIT_S + 1)
+    assert tally.denials == {"QUEUE_FULL": 1, "NO_REPLICA": 1}
