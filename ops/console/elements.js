@@ -42,19 +42,23 @@ function keyed(parent, items, keyOf, make, update) {
   for (const gone of there.values()) gone.remove();
 }
 
-// A table that becomes cards on a phone. columns: [{label, cls?, cell(td, item)}]; no items: the words `empty`.
+// A table that becomes cards on a phone, where its roles keep it a table to a screen reader.
+// columns: [{label, cls?, cell(td, item)}]; no items: the words `empty`.
 function table(box, caption, columns, items, keyOf, empty) {
   let made = box.querySelector(":scope > table");
   if (!made) {
-    const head = el("tr", {}, ...columns.map((c) => el("th", { scope: "col", text: c.label, cls: c.cls ?? "" })));
-    made = el("table", {}, el("caption", { text: caption, cls: "unseen" }), el("thead", {}, head), el("tbody"));
+    const th = (c) => el("th", { scope: "col", role: "columnheader", text: c.label, cls: c.cls ?? "" });
+    const head = el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, ...columns.map(th)));
+    const title = el("caption", { text: caption, cls: "unseen" });
+    made = el("table", { role: "table" }, title, head, el("tbody", { role: "rowgroup" }));
     box.replaceChildren(made, el("p", { cls: "empty quiet" }));
   }
   const words = box.querySelector(":scope > .empty");
   made.hidden = items.length === 0;
   words.hidden = items.length > 0;
   setText(words, empty);
-  const make = () => el("tr", {}, ...columns.map((c) => el("td", { "data-label": c.label, cls: c.cls ?? "" })));
+  const td = (c) => el("td", { role: "cell", "data-label": c.label, cls: c.cls ?? "" });
+  const make = () => el("tr", { role: "row" }, ...columns.map(td));
   keyed(made.tBodies[0], items, keyOf, make, (tr, item) => {
     columns.forEach((column, n) => column.cell(tr.cells[n], item));
   });

@@ -16,7 +16,7 @@ const headers = () => {
 
 class Feed {
   constructor(path, everyMs, onChange) {
-    this.path = path;
+    this.path = path; // a function: what is asked for may change
     this.everyMs = everyMs;
     this.onChange = onChange;
     this.value = null; // the last good answer
@@ -53,7 +53,7 @@ class Feed {
       status = null;
     try {
       const options = { headers: headers(), cache: "no-store", credentials: "omit", signal: asking.signal };
-      const answer = await fetch(this.path, options);
+      const answer = await fetch(this.path(), options);
       status = answer.status;
       const date = Date.parse(answer.headers.get("date") ?? "");
       // The header has whole seconds: a second's difference is none.

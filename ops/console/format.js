@@ -36,13 +36,11 @@ function latency(s) {
 // Seconds of an age.
 function age(s) {
   if (!isNumber(s)) return NO_DATA;
-  if (s < 1) return "just now";
+  if (s < 1) return "< 1\u00a0s";
   if (s < 90) return `${Math.round(s)}${NBSP}s`;
   if (s < 5400) return `${Math.round(s / 60)}${NBSP}min`;
   return s < 129600 ? `${Math.round(s / 3600)}${NBSP}h` : `${Math.round(s / 86400)}${NBSP}days`;
 }
-
-const ago = (s) => (isNumber(s) && s >= 1 ? `${age(s)} ago` : age(s));
 
 // Unix seconds as the reader's clock shows them; with the date if it is another day.
 function clock(unix) {

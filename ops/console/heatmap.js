@@ -50,7 +50,12 @@ class HeatMap {
     canvas.addEventListener("pointerdown", (event) => this.hover(event));
     canvas.addEventListener("pointerleave", () => this.move(null));
     canvas.addEventListener("keydown", (event) => this.key(event));
-    canvas.addEventListener("blur", () => this.move(null));
+    // Read out while it is being read by keyboard only: else every new count would be.
+    canvas.addEventListener("focus", () => words.setAttribute("aria-live", "polite"));
+    canvas.addEventListener("blur", () => {
+      words.removeAttribute("aria-live");
+      this.move(null);
+    });
     dark.addEventListener("change", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(canvas.parentElement);
   }

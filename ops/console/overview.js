@@ -146,7 +146,9 @@ function oldestWords(status) {
   const oldest = asList(asObject(status.queue).rows)
     .map((row) => asObject(row).oldest_s)
     .filter(isNumber);
-  return oldest.length ? `the oldest for ${age(Math.max(...oldest))}` : "";
+  if (!oldest.length) return "";
+  const most = Math.max(...oldest);
+  return most < 1 ? "none for longer than 1 s" : `the oldest for ${age(most)}`;
 }
 
 function showLatency(box, title, what, history, prefix) {

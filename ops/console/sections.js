@@ -68,10 +68,9 @@ function shards(td, replica, of) {
     (shard) => shard.rank,
     () => el("li"),
     (li, shard) => {
-      const layers = asList(shard.experts_by_layer);
-      const lists = [...new Set(layers.map(ranges))];
-      const held =
-        lists.length === 1 ? `experts ${lists[0]}` : lists.length ? "experts that differ by layer" : "no expert known";
+      const lists = [...new Set(asList(shard.experts_by_layer).map(ranges))];
+      const same = lists.length === 1 ? `experts ${lists[0]}` : "experts that differ by layer";
+      const held = lists.length ? same : "experts not told";
       const size = isNumber(shard.expert_bytes) ? `, ${(shard.expert_bytes / 2 ** 20).toFixed(1)} MiB` : "";
       const process = isNumber(shard.pid) ? shard.pid : NO_DATA;
       setText(li, `${count(shard.rank)} on ${asText(shard.device)}, process ${process}: ${held}${size}`);

@@ -1,14 +1,11 @@
 // Wiring: feeds to sections, the key, the clock, what happens while the tab is hidden.
 
 const feeds = {};
-for (const [name, everyMs] of [
-  ["status", EVERY_MS],
-  ["history", EVERY_MS],
-  ["alarms", EVERY_MS],
-  ["experts", EVERY_MS],
-  ["access", 60000],
-]) {
-  feeds[name] = new Feed(`moray/${name}`, everyMs, heard);
+// Which experts each shard holds is much to send: only while somebody looks at it.
+const wanted = () => ($("replicas").querySelector("details[open]") ? "" : "?brief=true");
+for (const name of ["status", "history", "alarms", "experts", "access"]) {
+  const path = () => `moray/${name}${name === "status" ? wanted() : ""}`;
+  feeds[name] = new Feed(path, name === "access" ? 60000 : EVERY_MS, heard);
 }
 const heat = new HeatMap($("heat"), $("scale"), $("ticks"), $("cell"));
 let drawing = 0;
@@ -66,7 +63,8 @@ function showClock() {
     const since = status.heardS === null ? "No data yet" : `Stale since ${clock(status.heardS)}`;
     const next = status.asking ? "trying now" : status.nextS === null ? "" : `next try in ${status.nextS} s`;
     const what = status.status ? `the gateway answers ${status.status}` : "the gateway does not answer";
-    setText($("stale-words"), `${since}: ${what} (${status.problem})${next ? `, ${next}` : ""}.`);
+    setText($("stale-words"), `${since}: ${what} (${status.problem}).`);
+    setText($("stale-next"), next);
   }
   document.body.classList.toggle("stale", failing);
   setText($("updated"), status.heardS === null ? "" : failing ? "" : clock(status.heardS));
@@ -124,6 +122,7 @@ $("all-replicas").addEventListener("click", () => {
   allReplicas = !allReplicas;
   show();
 });
+$("replicas").addEventListener("toggle", (event) => event.target.open && feeds.status.start(), true);
 for (const choice of document.querySelectorAll("input[name=view]")) choice.addEventListener("change", show);
 document.addEventListener("click", (event) => {
   const button = event.target.closest?.("button[data-replica], button[data-runbook]");

@@ -298,6 +298,14 @@ def test_replicas_that_are_gone_leave_nothing_behind(lives):
     assert router.state._heard == router.state._roster == {}
 
 
+def test_a_brief_status_tells_all_but_which_experts_are_where() -> None:
+    state = Router(sharded("a")).state
+    whole, brief = state.status(), state.status(brief=True)
+    [of_whole], [of_brief] = (told["replicas"][0].pop("shards")[:1] for told in (whole, brief))
+    assert (of_whole.pop("experts_by_layer"), of_brief.pop("experts_by_layer")) == ([[0, 1]], None)
+    assert (whole, of_whole) == (brief, of_brief)
+
+
 # -- experts ----------------------------------------------------------------------------------------------------------
 
 

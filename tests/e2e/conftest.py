@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import httpx
@@ -43,6 +43,12 @@ def session(settings: Mapping[str, str]) -> Iterator[Session]:
     for process in left:
         processes.send(process, signal.SIGKILL)
     assert not left, f"processes outlived `moray down`: {left}"
+
+
+@pytest.fixture(scope="session")
+def started() -> Callable[[Mapping[str, str]], AbstractContextManager[Session]]:
+    """For a session with settings of a test's own."""
+    return session
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ class StubGateway:
         self.answers: dict[str, Any] = everything()
         self.asked: dict[str, int] = {}  # path -> how often
         self.runbooks: dict[str, str] = {}
+        self.brief = False  # so was the status asked for last
         self.drains: list[dict[str, Any]] = []
         self.refusal: str | None = None  # of the next drain
         app = FastAPI()
@@ -39,9 +40,10 @@ class StubGateway:
         routes.add(app, context, self.runbooks)
 
         @app.get("/moray/{name}")
-        async def told(name: str) -> JSONResponse:
+        async def told(name: str, brief: bool = False) -> JSONResponse:
             self.asked[name] = self.asked.get(name, 0) + 1
             answer = self.answers.get(name, 404)
+            self.brief = brief if name == "status" else self.brief
             if isinstance(answer, int):
                 raise HTTPException(answer, "The router does not answer.")
             return JSONResponse(answer)

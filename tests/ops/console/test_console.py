@@ -359,7 +359,12 @@ def test_many_replicas_are_shown_when_asked_for(browser: Browser, gateway: Runni
 
 def test_details_that_were_opened_stay_open(browser: Browser, gateway: Running) -> None:
     with shown(browser, gateway) as page:
+        assert gateway.stub.brief
         page.evaluate("document.querySelector('#replicas details').open = true")
+        deadline = time.monotonic() + 10
+        while gateway.stub.brief:  # which experts are where is asked for while somebody looks
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert "0 on cuda, process 5000: experts 0–3, 3.0 MiB" in page.text("#replicas")
         gateway.stub.answers["status"]["replicas"][2]["running"] = 1
         page.evaluate(NOW)
