@@ -137,6 +137,10 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             if peer.connection is not None:
                 peer.connection.send(Kind.ABORT, [msgspec.msgpack.encode(ids)])
 
+    def attained(self, met: bool) -> None:
+        """A request has ended, within the SLO or not; the router hears of it."""
+        self._talk.attained(met)
+
     def shutdown(self, timeout: float | None = None) -> None:
         for task in self._tasks:
             task.cancel()

@@ -17,6 +17,7 @@ import ray
 from ray import serve
 
 from cluster import short_prompts
+from cluster.attainment import Attainment
 from cluster.cork import cork_http
 from cluster.draining import DrainRefused, DrainRequest
 from cluster.edge import Edge
@@ -111,8 +112,10 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
         llm = AsyncLLM(config, Executor.get_class(config), log_requests=False, log_stats=spec.telemetry.vllm)
     if spec.telemetry.vllm:
         show_cluster_as_engine(llm.logger_manager, core)
+    slo = Slo(spec.ttft_s, spec.tpot_s)
+    journal.listeners.append(Attainment(slo, core.attained))
     core.metrics_address = start_telemetry(
-        spec.telemetry, journal, Slo(spec.ttft_s, spec.tpot_s), spec.engine.listen, lambda: core.open_requests
+        spec.telemetry, journal, slo, gateway, spec.engine.listen, lambda: core.open_requests
     )
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
