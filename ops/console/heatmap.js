@@ -72,7 +72,7 @@ class HeatMap {
     const width = this.canvas.parentElement.clientWidth;
     if (!map || !width) return;
     const [rows, columns] = [map.rows.length, map.columns.length];
-    this.cellHeight = rows ? Math.max(5, Math.min(24, Math.floor(360 / rows))) : 0;
+    this.cellHeight = rows ? Math.max(5, Math.min(24, Math.floor(280 / rows))) : 0;
     this.cellWidth = columns ? (width - GUTTER) / columns : 0;
     const pen = context2d(this.canvas, width, rows * this.cellHeight + FOOT);
     const { ink, mark } = hues();

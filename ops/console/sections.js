@@ -41,7 +41,7 @@ const replicaColumns = (told) => [
     cell: (td, r) => bar(td, "KV in use", r.kv_used_fraction, percent(r.kv_used_fraction)),
   },
   { label: "Waiting", cls: "number", cell: (td, r) => setText(td, count(r.waiting)) },
-  { label: "Version", cell: (td, r) => setText(td, versionName(r.version)) },
+  { label: "Version", cls: "version", cell: (td, r) => setText(td, versionName(r.version)) },
   { label: "Ready for", cell: (td, r) => setText(td, isNumber(r.epoch) ? age(nowS() - r.epoch / 1e9) : NO_DATA) },
   { label: "Shards", cls: "shards", cell: (td, r) => shards(td, r, asList(r.shards).map(asObject)) },
   ...(told ? [{ label: "Action", cls: "act", cell: drainButton }] : []),

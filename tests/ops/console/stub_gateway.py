@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
@@ -36,8 +37,8 @@ class StubGateway:
         self.drains: list[dict[str, Any]] = []
         self.refusal: str | None = None  # of the next drain
         app = FastAPI()
-        context = GatewayContext("tiny-r1", "gateway-1", None, None, self._require_operator)  # type: ignore[arg-type]
-        routes.add(app, context, self.runbooks)
+        context = SimpleNamespace(require_operator=self._require_operator)  # all that the routes use
+        routes.add(app, cast(GatewayContext, context), self.runbooks)
 
         @app.get("/moray/{name}")
         async def told(name: str, brief: bool = False) -> JSONResponse:
