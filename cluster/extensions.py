@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Each is called as start(settings) beside the router's start: detached actors.
 COMPANIONS: tuple[str, ...] = ("ops.controller.start:start",)
 # Each is called as add(app, context) on the gateway's event loop, before it serves its first request.
-GATEWAY_ROUTES: tuple[str, ...] = ("ops.controller.routes:add",)
+GATEWAY_ROUTES: tuple[str, ...] = ("ops.console.routes:add", "ops.controller.routes:add")
 
 
 @dataclass(frozen=True)

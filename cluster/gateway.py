@@ -250,10 +250,10 @@ def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, co
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
 
     @app.get("/moray/status")
-    async def status() -> dict[str, Any]:
-        """The cluster as the router sees it, and what this gateway has open."""
+    async def status(brief: bool = False) -> dict[str, Any]:
+        """The cluster as the router sees it, and what this gateway has open. `brief`: not which experts are where."""
         try:
-            told = await router.status()
+            told = await router.status(brief)
         except RouterGone as error:
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
         told["model"] = {"name": spec.engine.model, "path": spec.engine.engine_args["model"]}
