@@ -65,9 +65,11 @@ def two_replicas() -> Iterator[Session]:
         yield running
 
 
-# Hours in seconds: the load is averaged over seconds, and a replica that is in excess for some goes.
+# Hours in seconds: the load is averaged over seconds, and a replica that is in excess for some goes. Batches of eight,
+# so that few clients are more than one replica's worth.
 QUICK = {
     "experts.expert_parallel": "1",
+    "engine.max_num_seqs": "8",
     "autoscaling.interval_s": "1",
     "autoscaling.fast_s": "3",
     "autoscaling.slow_s": "12",
@@ -78,7 +80,7 @@ QUICK = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def scaled() -> Iterator[Session]:
     """From one to two replicas."""
     with session(QUICK | {"autoscaling.max_replicas": "2"}) as running:
