@@ -114,7 +114,9 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
         show_cluster_as_engine(llm.logger_manager, core)
     slo = Slo(spec.ttft_s, spec.tpot_s)
     journal.listeners.append(Attainment(slo, core.attained))
-    core.metrics_address = start_telemetry(spec.telemetry, journal, slo, spec.engine.listen, lambda: core.open_requests)
+    core.metrics_address = start_telemetry(
+        spec.telemetry, journal, slo, gateway, spec.engine.listen, lambda: core.open_requests
+    )
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     args.model = arguments.model

@@ -47,6 +47,18 @@ class Ended(NamedTuple):
     ttft_slo_s: float | None  # the time in which its first token was wanted, from its arrival
 
     @property
+    def times(self) -> tuple[float | None, ...]:
+        """When each of `metrics.STAGES` began, the response's included."""
+        return (
+            self.arrived_at,
+            self.queued_at,
+            self.granted_at,
+            self.submitted_at,
+            self.first_token_at,
+            self.last_token_at,
+        )
+
+    @property
     def ttft_s(self) -> float | None:
         """Seconds from its arrival to its first token at the gateway."""
         return None if self.first_token_at is None else self.first_token_at - self.arrived_at

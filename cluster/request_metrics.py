@@ -67,8 +67,12 @@ class RequestMetrics(Listener):
     def ended(self, record: Ended) -> None:
         model, version = self._model, record.version
         self._requests.labels(model, version, record.ending).inc()
-        for stage, seconds in stages(record):
-            self._stages[stage].observe(seconds)
+        begin, *ends = record.times
+        for stage, end in zip(metrics.STAGES, ends, strict=False):  # `stream` is its response's
+            if begin is None or end is None:
+                break
+            self._stages[stage].observe(end - begin)
+            begin = end
         if (ttft_s := record.ttft_s) is not None:
             self._ttft.labels(model, version).observe(ttft_s)
             self._prompt_tokens.labels(model, version).inc(record.prompt_tokens)
@@ -91,24 +95,6 @@ class RequestMetrics(Listener):
 
     def refused(self, ending: str) -> None:
         self._requests.labels(self._model, "", ending).inc()
-
-
-def stages(record: Ended) -> list[tuple[str, float]]:
-    """(stage, seconds) of all stages that a request came to the end of, but `stream`, which is its response's."""
-    times = (
-        record.arrived_at,
-        record.queued_at,
-        record.granted_at,
-        record.submitted_at,
-        record.first_token_at,
-        record.last_token_at,
-    )
-    done = []
-    for stage, begin, end in zip(metrics.STAGES, times[:-1], times[1:], strict=False):
-        if begin is None or end is None:
-            break
-        done.append((stage, end - begin))
-    return done
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

@@ -21,7 +21,12 @@ class TelemetrySpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def start_telemetry(
-    spec: TelemetrySpec, journal: Journal, slo: Slo, listen: str | None, open_requests: Callable[[], int]
+    spec: TelemetrySpec,
+    journal: Journal,
+    slo: Slo,
+    gateway: str,
+    listen: str | None,
+    open_requests: Callable[[], int],
 ) -> str:
     """Adds its listeners to the journal; returns "host:port" of the metrics. Raises NoPort.
 
@@ -30,4 +35,8 @@ def start_telemetry(
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, and nobody asks for it
     journal.listeners.append(RequestMetrics(journal.model, slo, spec.tenants, REGISTRY, open_requests))
+    if spec.otlp_endpoint is not None:
+        from cluster.tracing import RequestTraces, otlp_exporter  # 0.3 s that only those pay who want it
+
+        journal.listeners.append(RequestTraces(otlp_exporter(spec.otlp_endpoint), gateway))
     return serve(REGISTRY, listen or ray.util.get_node_ip_address(), spec.port, spec.gateways)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import httpx
@@ -93,6 +93,12 @@ def from_none() -> Iterator[Session]:
     settings = {"autoscaling.max_replicas": "1", "autoscaling.min_replicas": "0", "autoscaling.idle_to_zero_s": "5"}
     with session(QUICK | settings | {"autoscaling.load_s": "60"}) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def new_session() -> Callable[[Mapping[str, str]], AbstractContextManager[Session]]:
+    """Starts a session with settings of its own."""
+    return session
 
 
 @pytest.fixture
