@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -15,8 +15,36 @@ from chats import Answer, answer, stream
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+# Hours in seconds: the load is averaged over seconds, and a replica that is in excess for some goes. Batches of eight,
+# so that few clients are more than one replica's worth.
+QUICK = {
+    "experts.expert_parallel": "1",
+    "engine.max_num_seqs": "8",
+    "autoscaling.interval_s": "1",
+    "autoscaling.fast_s": "3",
+    "autoscaling.slow_s": "12",
+    "autoscaling.load_s": "15",
+    "autoscaling.scale_out_cool_down_s": "2",
+    "autoscaling.scale_in_cool_down_s": "2",
+    "autoscaling.scale_in_after_s": "3",
+}
 ASKED = 16  # different requests
 BUSY, CALM = 24, 3  # streams at a time; a replica runs eight
+
+
+@pytest.fixture(scope="module")
+def scaled(new_session: Callable[..., Any]) -> Iterator[Any]:
+    """From one to two replicas."""
+    with new_session(QUICK | {"autoscaling.max_replicas": "2"}) as running:
+        yield running
+
+
+@pytest.fixture
+def from_none(new_session: Callable[..., Any]) -> Iterator[Any]:
+    """One replica or none."""
+    settings = {"autoscaling.max_replicas": "1", "autoscaling.min_replicas": "0", "autoscaling.idle_to_zero_s": "5"}
+    with new_session(QUICK | settings | {"autoscaling.load_s": "60"}) as running:
+        yield running
 
 
 class Load:
