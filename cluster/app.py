@@ -77,8 +77,10 @@ def engine_spec(settings: Settings) -> EngineSpec:
 def gateway_spec(settings: Settings) -> "GatewaySpec":
     """What every gateway starts."""
     from cluster.gateway import GatewaySpec
+    from cluster.request_metrics import Slo
     from cluster.telemetry import TelemetrySpec
 
+    router = settings.router
     return GatewaySpec(
         engine=engine_spec(settings),
         tool_call_parser=settings.model.tool_call_parser,
@@ -97,6 +99,7 @@ def gateway_spec(settings: Settings) -> "GatewaySpec":
             tenants=settings.metrics.tenants,
             vllm=settings.metrics.vllm,
             otlp_endpoint=settings.metrics.otlp_endpoint,
+            slo=Slo(router.ttft_slo_s or settings.alarms.ttft_s, router.tpot_slo_s or settings.alarms.tpot_s),
         ),
     )
 

@@ -15,7 +15,7 @@ import copy
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -92,9 +92,8 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
         self._reader: asyncio.Task[Any] | None = None  # AsyncLLM's, which pulls outputs
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._start(self._talk.run(self._take))
-        self._start(self._watch())
+        self.resources.start(self._talk.run(self._take))
+        self.resources.start(self._watch())
 
     # -- what AsyncLLM calls ------------------------------------------------------------------------------------------
 
@@ -108,8 +107,6 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Queues the request with the router and returns; what becomes of it arrives as outputs."""
-        prompt = len(request.prompt_token_ids or ())
-        max_tokens = request.sampling_params.max_tokens or 1
         context = context_of_request.get() or RequestContext()
         request.priority = context.priority(request.priority)
         if self._seed_samples and request.sampling_params.temperature and request.sampling_params.seed is None:
@@ -117,8 +114,8 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             request.sampling_params.seed = random.getrandbits(63)
         ticket = Ticket(
             request_id=request.request_id,
-            prompt_tokens=prompt,
-            max_tokens=max_tokens,
+            prompt_tokens=len(request.prompt_token_ids or ()),
+            max_tokens=request.sampling_params.max_tokens or 1,
             tenant=context.tenant,
             priority=request.priority,
             ttft_s=context.ttft_s,
@@ -150,8 +147,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
                 peer.connection.send(Kind.ABORT, [msgspec.msgpack.encode(ids)])
 
     def shutdown(self, timeout: float | None = None) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self.resources.cancel()
         for peer in self._peers.values():
             if peer.connection is not None:
                 peer.connection.close()
@@ -168,10 +164,6 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     @property
     def open_requests(self) -> int:
         return len(self._live)
-
-    @property
-    def granted_requests(self) -> int:
-        return sum(live.grant is not None for live in self._live.values())
 
     def seen(self) -> list[SeenReplica]:
         return seen_replicas(self._peers.values(), self._live.values())
@@ -249,19 +241,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         key = key_of(info)
         if key not in self._peers:
             self._peers[key] = Peer(info)
-            self._start(self._connect(self._peers[key]))
-
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_end)
-
-    def _on_task_end(self, task: asyncio.Task[None]) -> None:
-        """None of our tasks ends by an exception but by a mistake of ours: then the gateway must be replaced."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("ClusterCore broke down; this gateway is unhealthy from now on.", exc_info=error)
-            self.resources.engine_dead = True
+            self.resources.start(self._connect(self._peers[key]))
 
     async def _connect(self, peer: Peer) -> None:
         loop = asyncio.get_running_loop()

@@ -115,7 +115,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     slo = Slo(spec.ttft_s, spec.tpot_s)
     journal.listeners.append(Attainment(slo, core.attained))
     core.metrics_address = start_telemetry(
-        spec.telemetry, journal, slo, gateway, spec.engine.listen, lambda: core.open_requests
+        spec.telemetry, journal, gateway, spec.engine.listen, lambda: core.open_requests
     )
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])

@@ -1,8 +1,10 @@
 """What ClusterCore keeps of each open request, and of each replica that it is connected to. Knows no vLLM."""
 
+import asyncio
+import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,6 +12,8 @@ from cluster.journal import Ended, Journal
 from cluster.outcomes import RequestContext, Verdict
 from replicas.messages import Grant, ReplicaInfo, Ticket
 from replicas.wire import Connection, Kind
+
+logger = logging.getLogger("ray.serve")
 
 DEATHS_TO_QUARANTINE = 2  # once may be chance; what has seen two replicas die may be what killed them
 
@@ -195,6 +199,26 @@ class HangWatch:
 
 
 class Resources:
-    """AsyncLLM looks here for the engine's death. Replicas die and requests wait: only a mistake of ours is one."""
+    """ClusterCore's own tasks, and where AsyncLLM looks for the engine's death. Replicas die and requests wait: only a
+    mistake of ours is one.
+    """
 
-    engine_dead = False
+    def __init__(self) -> None:
+        self.engine_dead = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_end)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """None of them ends by an exception but by a mistake of ours: then the gateway must be replaced."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("ClusterCore broke down; this gateway is unhealthy from now on.", exc_info=error)
+            self.engine_dead = True
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()

@@ -11,7 +11,7 @@ from cluster.request_metrics import RequestMetrics, Slo, serve
 
 
 class TelemetrySpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings group `metrics`, as plain values; its defaults."""
+    """The settings group `metrics` as plain values, its defaults; and what requests are held to."""
 
     enabled: bool = True
     port: int | None = None
@@ -19,12 +19,12 @@ class TelemetrySpec(msgspec.Struct, frozen=True, kw_only=True):
     tenants: int = 100
     vllm: bool = True
     otlp_endpoint: str | None = None
+    slo: Slo = Slo()
 
 
 def start_telemetry(
     spec: TelemetrySpec,
     journal: Journal,
-    slo: Slo,
     gateway: str,
     listen: str | None,
     open_requests: Callable[[], int],
@@ -37,7 +37,7 @@ def start_telemetry(
     if not spec.enabled:
         return ""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, and nobody asks for it
-    journal.listeners.append(RequestMetrics(journal.model, slo, spec.tenants, REGISTRY, open_requests))
+    journal.listeners.append(RequestMetrics(journal.model, spec.slo, spec.tenants, REGISTRY, open_requests))
     if spec.otlp_endpoint is not None:
         from cluster.tracing import RequestTraces, otlp_exporter  # 0.3 s that only those pay who want it
 

@@ -33,9 +33,13 @@ def show_cluster_as_engine(manager: Any, core: Any, registry: CollectorRegistry 
     """`manager` is AsyncLLM's StatLoggerManager, `core` its ClusterCore."""
     for logger in manager.stat_loggers:
         if (running := getattr(logger, "gauge_scheduler_running", None)) is not None:
-            running[0].set_function(lambda: core.granted_requests)
-            logger.gauge_scheduler_waiting[0].set_function(lambda: core.open_requests - core.granted_requests)
+            running[0].set_function(lambda: _running(core))
+            logger.gauge_scheduler_waiting[0].set_function(lambda: core.open_requests - _running(core))
     for name in OF_AN_ENGINE:
         collector = registry._names_to_collectors.get(name)  # it has no public way from a name to what is registered
         if collector is not None:
             registry.unregister(collector)
+
+
+def _running(core: Any) -> int:
+    return sum(replica.running for replica in core.seen())

@@ -118,8 +118,9 @@ SLO_REQUESTS = _counter(
     "moray_slo_requests_total",
     "requests",
     ("model", "met"),
-    'Requests within the SLO (met="true") and not: first token and time per token both in time. Shed and failed ones '
-    "are not; what the client gave up, got wrong or has no quota for is not counted.",
+    'Requests within the SLO (met="true") and not: first token and time per token both in time, by the router\'s '
+    "SLO or else the alarms' limits (alarms.ttft_s, alarms.tpot_s). Shed and failed ones are not; what the client gave "
+    "up, got wrong or has no quota for is not counted.",
 )
 TENANT_TOKENS = _counter(
     Teller.GATEWAY,

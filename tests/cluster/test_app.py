@@ -170,3 +170,10 @@ def test_a_local_session_does_not_dwell_on_draining():
         return app.serve_environment(settings(**overrides))["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"]
 
     assert (draining(), draining(ray__address="auto")) == ("1", "30")
+
+
+def test_requests_are_held_to_the_slo_or_else_to_the_alarms_limits() -> None:
+    assert app.gateway_spec(settings()).telemetry.slo == (1.0, 0.05)
+    assert app.gateway_spec(settings(alarms__ttft_s=3.0)).telemetry.slo == (3.0, 0.05)
+    slo = app.gateway_spec(settings(router__ttft_slo_s=2.0, alarms__ttft_s=3.0, alarms__tpot_s=0.1)).telemetry.slo
+    assert slo == (2.0, 0.1)

@@ -157,7 +157,8 @@ def test_when_kv_runs_out_the_last_one_admitted_starts_anew():
 def test_a_cached_beginning_costs_no_prefill_but_the_last_token_is_always_computed():
     run = Run([Sent(0.0, 24, 5, 0, None), Sent(1.0, 24, 5, 0, None)], [], jump=True)
     # 24 tokens are six blocks; the sixth holds the last token, so five are taken from the cache.
-    assert run.engine.load(run.now).work.prefill_tokens == 24 + 4
+    work = run.engine.load(run.now).work
+    assert (work.prefill_tokens, work.prefix_query_tokens, work.prefix_hit_tokens) == (24 + 4, 48, 20)
 
 
 def test_an_answer_is_cached_for_the_next_turn():

@@ -271,6 +271,13 @@ def test_a_gateway_names_blocks_as_the_core_does(engine: Engine) -> None:
     assert len(named) == 4 and all(0 <= block < 1 << 63 for block in named)
     assert engine.core.load().stored == named
     assert engine.core.load().stored == ()
+    before = engine.core.load().work
+    for expected in (4 * block_tokens, 8 * block_tokens):  # the rest of the prompt fills no block
+        engine.add(ids, max_tokens=2)
+        engine.finish()
+        work = engine.core.load().work
+        assert work.prefix_hit_tokens - before.prefix_hit_tokens == expected
+    assert work.prefix_query_tokens - before.prefix_query_tokens == 2 * len(ids)
     salted = msgspec.structs.replace(request, cache_salt="salt")
     assert not set(blocks(salted, block_tokens)) & set(named)
     engine.core._core.reset_prefix_cache()
