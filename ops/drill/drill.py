@@ -22,8 +22,8 @@ from ops.processes import send
 from ops.status import fetch
 from ops.victims import engine_here, router_here
 
-BEFORE_S = 2.0  # to watch, and to let the load get going, before the strike
-SETTLE_S = 3.0  # to watch at least after it
+BEFORE_S = 1.0  # to watch, and to let the load get going, before the strike
+SETTLE_S = 2.0  # to watch at least after it
 ALARM_S = 20.0  # the same where a controller may raise an alarm: the slowest of the fast ones takes 15 s
 END_LIMIT_S = 60.0  # for the load's last streams to end
 SLICE_S = 0.02  # a slowed engine is stopped and continued once in this time

@@ -40,15 +40,15 @@ def test_a_frozen_replica_is_found_out_and_replaced(two_replicas: Any) -> None:
 
 def test_a_slowed_replica_goes_on_in_the_end(two_replicas: Any) -> None:
     before = {replica["engine"]["pid"] for replica in two_replicas.status()["replicas"]}
-    report = drill(two_replicas, "slow-replica", "--for", "3", "--share", "0.7")
-    assert report["over_s"] >= 3 and report["full_capacity_s"] >= report["over_s"]
+    report = drill(two_replicas, "slow-replica", "--for", "2", "--share", "0.7", "--load", "4")
+    assert report["over_s"] >= 2 and report["full_capacity_s"] >= report["over_s"]
     assert report["streams"]["slowest_tpot_s"] > report["streams"]["median_tpot_before_s"]
     assert {replica["engine"]["pid"] for replica in two_replicas.status()["replicas"]} == before
 
 
 def test_a_killed_router(two_replicas: Any) -> None:
     pid = two_replicas.status()["router"]["pid"]
-    report = drill(two_replicas, "kill-router")
+    report = drill(two_replicas, "kill-router", "--load", "4")
     assert two_replicas.status()["router"]["pid"] != pid
     assert report["replica"] is None and 0 < report["router_downtime_s"] <= report["full_capacity_s"]
     assert report["streams"]["resumed"] == report["streams"]["moved"] == 0
