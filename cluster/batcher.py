@@ -27,6 +27,13 @@ class ReplicaView(NamedTuple):
     draining: bool
 
 
+class WaitingView(NamedTuple):
+    """A ticket in the queue."""
+
+    ticket: Ticket
+    since: float  # when it came
+
+
 class Batcher(Protocol):
     """The cluster-wide queue and what each replica holds."""
 
@@ -48,8 +55,15 @@ class Batcher(Protocol):
         ...
 
     # -- requests
-    def submit(self, owner: str, ticket: Ticket, now: float) -> None:
-        """Queues a ticket. One that waits or runs already is not queued twice."""
+    def submit(self, owner: str, ticket: Ticket, now: float) -> int:
+        """Queues a ticket; returns the prompt tokens that it will have computed, as far as is known now.
+
+        One that waits or runs already is not queued twice: 0.
+        """
+        ...
+
+    def expected_output(self, ticket: Ticket) -> int:
+        """Output tokens that it is likely to have."""
         ...
 
     def adopt(self, owner: str, ticket: Ticket, grant: Grant) -> None:
@@ -79,8 +93,17 @@ class Batcher(Protocol):
         ...
 
     @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of these that are yet to be computed."""
+        ...
+
+    @property
     def placed(self) -> int:
         """Requests granted and not yet released."""
+        ...
+
+    def waiting(self) -> Iterable[WaitingView]:
+        """All that is queued, in no order."""
         ...
 
     def replicas(self) -> Iterable[ReplicaView]: ...

@@ -15,25 +15,32 @@ import copy
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    EngineCoreRequest,
+    FinishReason,
+)
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from cluster.live import HangWatch, Key, Live, Peer, Resumes, key_of
+from cluster.journal import ABORTED, DONE, OF_FINISH, Journal
+from cluster.live import HangWatch, Key, Live, Peer, Resources, Resumes, by_peer, key_of
 from cluster.outcomes import Ending, RequestContext, context_of_request
-from cluster.router_link import RouterGone, RouterLink
-from replicas.messages import Grant, Inbox, Lost, Outbox, Released, ReplicaInfo, Resync, Ticket
+from cluster.router_link import RouterLink
+from cluster.router_talk import RouterTalk
+from replicas.messages import Grant, Inbox, ReplicaInfo, Resync, Ticket
 from replicas.wire import Connection, Kind
 
 logger = logging.getLogger("ray.serve")
 
 CONNECT_TIMEOUT_S = 5.0
-RETRY_ROUTER_S = 0.1
-STARTED_S = 0.002  # the router hears of a first token once that is on its way to the client
 
 
 class ClusterCore(EngineCoreClient):  # type: ignore[misc]
@@ -48,31 +55,33 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         hang_timeout_s: float = 30.0,
         seed_samples: bool = False,
         prompt_blocks: Callable[[EngineCoreRequest, int], tuple[int, ...]] = lambda request, block_tokens: (),
+        journal: Journal | None = None,
+        tell_times: bool = False,
     ) -> None:
         """`seed_samples`: whether each sampled request that has no seed gets one, so that it resumes exactly.
 
         `prompt_blocks` names a prompt's full KV blocks of so many tokens (`vllm_core.prompt_blocks`).
+        `journal` is told of each request that ended. `tell_times`: vLLM's metrics want when a request was queued and
+        submitted, in this process's time.
         """
         self._seed_samples = seed_samples
         self._prompt_blocks = prompt_blocks
         self._hang_watch = HangWatch(hang_timeout_s)
-        self.resources = _Resources()
+        self.resources = Resources()
         self.resumes = Resumes()
-        self._router = router
+        self.journal = journal or Journal("")
+        self.metrics_address = ""  # "host:port" of this gateway's metrics, which the router is told; set before it runs
+        self._tell_times = tell_times
+        self._talk = RouterTalk(router, self._all_open)
         self._gateway = gateway  # the id by which the router knows us
         self._live: dict[str, Live] = {}
         self._peers: dict[Key, Peer] = {}
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutputs)
-        # What the router has not been told yet.
-        self._tickets: dict[str, Ticket] = {}
-        self._started: list[str] = []
-        self._released: list[Released] = []
-        self._lost: list[Lost] = []
-        self._news = asyncio.Event()
+        self._reader: asyncio.Task[Any] | None = None  # AsyncLLM's, which pulls outputs
         self._tasks: set[asyncio.Task[None]] = set()
-        self._start(self._talk())
+        self._start(self._talk.run(self._take))
         self._start(self._watch())
 
     # -- what AsyncLLM calls ------------------------------------------------------------------------------------------
@@ -81,6 +90,8 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         return ("generate",)
 
     async def get_output_async(self) -> EngineCoreOutputs:
+        if self._reader is None:
+            self._reader = asyncio.current_task()
         return await self._outputs.get()
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
@@ -102,8 +113,9 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             blocks=self._blocks(request),
             first_of_request=context.is_first_ticket(),
         )
-        self._live[request.request_id] = Live(request, ticket, context.verdict)
-        self._ask(ticket)
+        self._live[request.request_id] = Live(request, ticket, context)
+        context.open_requests += 1
+        self._talk.ask(ticket)
 
     def _blocks(self, request: EngineCoreRequest) -> tuple[int, ...]:
         for peer in self._peers.values():  # all have blocks of one size
@@ -112,24 +124,22 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
 
     async def abort_requests_async(self, request_ids: Sequence[str]) -> None:
         """Forgets requests, here, at the router and on their replicas."""
-        self._abort(request_ids)
+        # Who pulls outputs aborts what a stop string has ended; clients go away in their requests' own tasks.
+        self._abort(request_ids, DONE if asyncio.current_task() is self._reader else ABORTED)
 
-    def _abort(self, request_ids: Sequence[str]) -> None:
+    def _abort(self, request_ids: Sequence[str], ending: str) -> None:
         gone = [live for request_id in request_ids if (live := self._live.pop(request_id, None)) is not None]
         for live in gone:
             self._release(live)
-        for peer, ids in self._by_peer(gone):
+            live.write_down(self.journal, ending)
+        for peer, ids in by_peer(gone, self._peers):
             peer.unsent = [live for live in peer.unsent if live.request.request_id not in ids]
             if peer.connection is not None:
                 peer.connection.send(Kind.ABORT, [msgspec.msgpack.encode(ids)])
 
-    def _by_peer(self, some: Iterable[Live]) -> list[tuple[Peer, list[str]]]:
-        """Request ids by the replica that they are granted to, if we still know it."""
-        ids: dict[Key, list[str]] = {}
-        for live in some:
-            if live.grant is not None:
-                ids.setdefault(key_of(live.grant), []).append(live.request.request_id)
-        return [(self._peers[key], those) for key, those in ids.items() if key in self._peers]
+    def attained(self, met: bool) -> None:
+        """A request has ended, within the SLO or not; the router hears of it."""
+        self._talk.attained(met)
 
     def shutdown(self, timeout: float | None = None) -> None:
         for task in self._tasks:
@@ -151,58 +161,20 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     def open_requests(self) -> int:
         return len(self._live)
 
+    @property
+    def granted_requests(self) -> int:
+        return sum(live.grant is not None for live in self._live.values())
+
     # -- router -------------------------------------------------------------------------------------------------------
 
-    def _ask(self, ticket: Ticket) -> None:
-        self._tickets[ticket.request_id] = ticket
-        self._news.set()
-
     def _release(self, live: Live, whole: bool = False) -> None:
-        request_id = live.ticket.request_id
-        if self._tickets.pop(request_id, None) is None:  # else the router never heard of it
-            new = len(live.delivered) - live.delivered_before
-            self._released.append(Released(request_id=request_id, output_tokens=new, whole=whole))
-            self._news.set()
-
-    async def _talk(self) -> None:
-        """Keeps the router told, through any number of its lives. What one turn of the loop gathers goes at once."""
-        while True:
-            gone = asyncio.Event()
-
-            def on_gone(gone: asyncio.Event = gone) -> None:
-                gone.set()
-                self._news.set()
-
-            try:
-                await self._router.connect(self._take, on_gone)
-            except RouterGone as error:
-                logger.warning("The router does not answer (%s); trying again.", error)
-                await asyncio.sleep(RETRY_ROUTER_S)
-                continue
-            self._router.tell(self._all_open())
-            while not gone.is_set():
-                await self._news.wait()
-                self._news.clear()
-                outbox = self._outbox()
-                if outbox != Outbox() and not gone.is_set():
-                    self._router.tell(outbox)
-            await asyncio.sleep(RETRY_ROUTER_S)
-
-    def _outbox(self) -> Outbox:
-        outbox = Outbox(
-            tickets=tuple(self._tickets.values()),
-            started=tuple(self._started),
-            released=tuple(self._released),
-            lost=tuple(self._lost),
-        )
-        self._tickets, self._started, self._released, self._lost = {}, [], [], []
-        return outbox
+        self._talk.release(live.ticket.request_id, len(live.delivered) - live.delivered_before, whole)
 
     def _all_open(self) -> Resync:
-        self._outbox()  # its news are part of this
         live = self._live.values()
         return Resync(
             gateway=self._gateway,
+            metrics=self.metrics_address,
             waiting=tuple(one.ticket for one in live if one.grant is None),
             running=tuple((one.ticket, one.grant) for one in live if one.grant is not None),
         )
@@ -224,7 +196,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     def _move(self, request_ids: Sequence[str]) -> None:
         """Takes running requests off their replica: once it has said its last of one, that is ticketed anew."""
         granted = [live for request_id in request_ids if (live := self._live.get(request_id)) and live.grant]
-        for peer, ids in self._by_peer(granted):
+        for peer, ids in by_peer(granted, self._peers):
             if peer.connection is not None:
                 peer.connection.send(Kind.GIVE_BACK, [msgspec.msgpack.encode(ids)])
                 continue
@@ -238,7 +210,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             live = self._live.get(request_id)
             if live is not None and live.grant is not None and key_of(live.grant) == key_of(peer.info):
                 self.resumes.moved += 1
-                live.lost_at = time.monotonic()
+                live.lost_at, live.moving = time.monotonic(), True
                 self._ask_again(live)
 
     def _run(self, grant: Grant) -> None:
@@ -250,7 +222,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         if peer is None:  # lost between the router's decision and now
             self._ask_again(live)
             return
-        live.grant = grant
+        live.granted(grant, peer.info, time.monotonic())
         if peer.connection is None:
             peer.unsent.append(live)
         else:
@@ -295,7 +267,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             self._submit(connection, live)
 
     def _submit(self, connection: Connection, live: Live) -> None:
-        live.submitted_at = time.monotonic()
+        live.submitted(time.monotonic())
         encoded = self._encoder.encode(live.request)
         if live.delivered:
             connection.send(Kind.RESUME, [msgspec.msgpack.encode(live.delivered), *encoded])
@@ -320,26 +292,44 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
 
     def _on_frame(self, peer: Peer, buffers: list[bytes]) -> None:
         outputs = self._decoder.decode(buffers)
-        kept = []
+        now, kept = time.monotonic(), []
         for output in outputs.outputs:
             live = self._live.get(output.request_id)
             if live is None or live.grant is None or key_of(live.grant) != key_of(peer.info):
                 continue  # aborted, or running elsewhere by now
-            if output.new_token_ids and len(live.delivered) == live.delivered_before:
-                self._started.append(output.request_id)
-                asyncio.get_running_loop().call_later(STARTED_S, self._news.set)
-            live.delivered.extend(output.new_token_ids)
+            if output.new_token_ids:
+                if len(live.delivered) == live.delivered_before:
+                    self._on_first_token(live, output, now)
+                live.delivered.extend(output.new_token_ids)
+                live.last_token_at = now
             if live.lost_at:
-                self.resumes.longest_gap_s = max(self.resumes.longest_gap_s, time.monotonic() - live.lost_at)
-                live.lost_at = 0.0
+                self._on_going_on(live, now)
             if output.finish_reason is not None:
                 del self._live[output.request_id]
                 self._release(live, whole=True)
+                live.write_down(self.journal, OF_FINISH.get(output.finish_reason.name, DONE))
             kept.append(output)
         if kept:
             outputs.outputs = kept
-            outputs.timestamp = time.monotonic()  # replicas have other clocks
+            outputs.timestamp = now  # replicas have other clocks
             self._outputs.put_nowait(outputs)
+
+    def _on_first_token(self, live: Live, output: EngineCoreOutput, now: float) -> None:
+        """Of the request, or of what a resumed one has on this replica."""
+        self._talk.started(output.request_id)
+        if live.first_token_at is None:
+            live.first_token_at = now
+            if output.prefill_stats is not None:
+                live.cached_tokens = output.prefill_stats.num_cached_tokens
+            if self._tell_times:
+                times = (EngineCoreEventType.QUEUED, live.queued_at), (EngineCoreEventType.SCHEDULED, live.sent_at)
+                output.events = [EngineCoreEvent(what, at or now) for what, at in times]
+
+    def _on_going_on(self, live: Live, now: float) -> None:
+        gap_s = live.goes_on(now)
+        self.resumes.longest_gap_s = max(self.resumes.longest_gap_s, gap_s)
+        self.journal.resumed("moved" if live.moving else "lost", gap_s)
+        live.moving = False
 
     async def _watch(self) -> None:
         """Gives up replicas that hang. What such a one says later is not heard: its connection is closed."""
@@ -357,7 +347,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         if self._peers.get(key) is not peer:
             return
         del self._peers[key]
-        self._lost.append(Lost(replica_id=peer.info.replica_id, epoch=peer.info.epoch))
+        self._talk.lost(*key)
         running = [live for live in self._live.values() if live.grant and key_of(live.grant) == key]
         if running:
             logger.warning("Replica %s is lost; %d streams resume elsewhere.", peer.info.replica_id, len(running))
@@ -370,7 +360,6 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             else:
                 self.resumes.count += 1
                 self._ask_again(live)
-        self._news.set()
 
     def _quarantine(self, live: Live) -> None:
         self.resumes.quarantined += 1
@@ -384,36 +373,32 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         prompt = len(live.request.prompt_token_ids or ()) + len(live.delivered)
         left = max((live.request.sampling_params.max_tokens or 1) - len(live.delivered), 0)
         if left == 0:  # its last token had come, only the word that it was the last had not
-            self._finish(live, FinishReason.LENGTH)
+            self._finish(live, FinishReason.LENGTH, DONE)
             return
         self._release(live)
+        live.resumes += 1
         live.delivered_before = len(live.delivered)
         live.ticket = msgspec.structs.replace(live.ticket, prompt_tokens=prompt, max_tokens=left, resumed=True)
-        self._ask(live.ticket)
+        self._talk.ask(live.ticket)
 
     # -- endings ------------------------------------------------------------------------------------------------------
 
     def _end(self, live: Live, ending: Ending, detail: str = "") -> None:
         """Ends a request that the cluster cannot serve; the gateway turns it into the ending's HTTP status."""
         live.verdict.ending, live.verdict.detail = ending, detail
-        self._finish(live, FinishReason.ERROR)
+        self._finish(live, FinishReason.ERROR, ending.name)
         # Other samples of the same HTTP request have no answer to be in; the front end may yet wait for their last.
         others = [request_id for request_id, other in self._live.items() if other.verdict is live.verdict]
-        self._abort(others)
+        self._abort(others, ending.name)
         for request_id in others:
             self._tell_end(request_id, FinishReason.ERROR)
 
-    def _finish(self, live: Live, reason: FinishReason) -> None:
+    def _finish(self, live: Live, reason: FinishReason, ending: str) -> None:
         request_id = live.request.request_id
         del self._live[request_id]
         self._release(live)
+        live.write_down(self.journal, ending)
         self._tell_end(request_id, reason)
 
     def _tell_end(self, request_id: str, reason: FinishReason) -> None:
         self._outputs.put_nowait(EngineCoreOutputs(outputs=[EngineCoreOutput(request_id, [], finish_reason=reason)]))
-
-
-class _Resources:
-    """AsyncLLM looks here for the engine's death. Replicas die and requests wait: only a mistake of ours is one."""
-
-    engine_dead = False

@@ -13,6 +13,7 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
+from cluster.journal import Journal
 from cluster.outcomes import Ending, RequestContext, Verdict, context_of_request
 from cluster.tenants import KeyRing
 from replicas.messages import Quota
@@ -24,6 +25,7 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+TRACEPARENT_HEADER = "traceparent"  # W3C Trace Context
 TTFT_HEADER = "x-slo-ttft-ms"  # as llm-d calls it: milliseconds in which the client wants the first token
 _ERROR_EVENT = b'data: {"error"'
 _PROBES = frozenset({"/health", "/ping", "/version"})
@@ -34,6 +36,7 @@ class Edge:
 
     `max_body_bytes` bounds request bodies; `retry_after_s` goes with a 429 or 503 that has no time of its own. `keys`
     gives the keys in force; None: none are configured, all may enter. `ttft_s` is for requests that name no other.
+    `journal` hears of each request that is over.
     """
 
     def __init__(
@@ -43,12 +46,14 @@ class Edge:
         retry_after_s: int,
         keys: Callable[[], Awaitable[KeyRing]] | None = None,
         ttft_s: float | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._retry_after_s = retry_after_s
         self._keys = keys
         self._ttft_s = ttft_s
+        self._journal = journal or Journal("")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket" and self._keys is not None:
@@ -68,6 +73,7 @@ class Edge:
                 body.refuse()
         if verdict.ending is not None:
             await head.replace()
+            self._journal.answered(context)
             return
         token = context_of_request.set(context)
         try:
@@ -78,12 +84,14 @@ class Edge:
                 raise
         finally:
             context_of_request.reset(token)
+            self._journal.answered(context)
 
     async def _context(self, scope: Scope, headers: "_Headers") -> RequestContext:
         """Who asks and what they want; its verdict is set if they may not enter."""
         ttft_s, problem = _wanted_ttft_s(headers.get(TTFT_HEADER), self._ttft_s)
+        traceparent = headers.get(TRACEPARENT_HEADER)
         if self._keys is None or scope["path"] in _PROBES or scope["method"] == "OPTIONS":
-            context = RequestContext(ttft_s=ttft_s)
+            context = RequestContext(ttft_s=ttft_s, traceparent=traceparent)
         else:
             key = _presented_key(headers)
             if (holder := (await self._keys()).holder(key)) is None:
@@ -91,7 +99,7 @@ class Edge:
                 context.verdict.ending = Ending.UNAUTHENTICATED
                 context.verdict.detail = "The API key is not known here." if key else ""
                 return context
-            context = RequestContext(holder.tenant, holder.priority_ceiling, ttft_s)
+            context = RequestContext(holder.tenant, holder.priority_ceiling, ttft_s, traceparent)
         if problem:
             context.verdict.ending, context.verdict.detail = Ending.BAD_HEADER, problem
         return context

@@ -4,27 +4,37 @@ One of the four files that know vLLM's engine. Text lives here: templates, token
 reasoning and tool parsers, structured output's request side, SSE.
 """
 
+import asyncio
 import gc
 import os
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import ray
 from ray import serve
 
 from cluster import short_prompts
+from cluster.attainment import Attainment
 from cluster.cork import cork_http
 from cluster.draining import DrainRefused, DrainRequest
 from cluster.edge import Edge
+from cluster.extensions import GatewayContext, add_routes
+from cluster.journal import Journal
 from cluster.outcomes import context_of_request
+from cluster.request_metrics import Slo
 from cluster.router_link import RayRouterLink, RouterGone
+from cluster.targets import targets
+from cluster.telemetry import TelemetrySpec, start_telemetry
 from cluster.tenants import KeyFile
 from cluster.thinking import without_rescans
+from cluster.vllm_metrics import show_cluster_as_engine
 from replicas.engine_spec import EngineSpec
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Request
 
 
 class GatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +49,8 @@ class GatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
     keys_file: str | None = None  # None: no key is asked for
     operators: tuple[str, ...] = ()  # tenants who may command the cluster, where keys are asked for
     ttft_s: float | None = None  # seconds in which a request that names no other wants its first token
+    tpot_s: float | None = None  # seconds from token to token, on average, that running streams are to have
+    telemetry: TelemetrySpec = TelemetrySpec()
 
 
 @serve.ingress()
@@ -83,6 +95,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     config.cache_config.num_gpu_blocks = 1  # vLLM's start-up log divides by it; the real ones are the replicas'
     gateway = f"gateway-{uuid.uuid4().hex[:8]}"
     config.scheduler_config.stream_interval = spec.stream_interval  # AsyncLLM's output processor reads it there
+    journal = Journal(spec.engine.model)
     # On a GPU vLLM's noise is a function of seed and position: with a seed a sample resumes exactly. On a CPU a seed
     # for each request costs 3-4% of a step (embedded model, batch 32): there only what its client seeded resumes
     # exactly, the rest goes on in the same distribution.
@@ -92,9 +105,18 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
         hang_timeout_s=spec.engine.hang_timeout_s,
         seed_samples=spec.engine.device == "cuda",
         prompt_blocks=prompt_blocks(config),
+        journal=journal,
+        tell_times=spec.telemetry.vllm,
     )
     with _as_vllms_engine_core(core):
-        llm = AsyncLLM(config, Executor.get_class(config), log_requests=False, log_stats=False)
+        llm = AsyncLLM(config, Executor.get_class(config), log_requests=False, log_stats=spec.telemetry.vllm)
+    if spec.telemetry.vllm:
+        show_cluster_as_engine(llm.logger_manager, core)
+    slo = Slo(spec.ttft_s, spec.tpot_s)
+    journal.listeners.append(Attainment(slo, core.attained))
+    core.metrics_address = start_telemetry(
+        spec.telemetry, journal, slo, gateway, spec.engine.listen, lambda: core.open_requests
+    )
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     args.model = arguments.model
@@ -109,7 +131,9 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     tasks = ("generate",)
     app = vllm_app(args, tasks, config.model_config)
     await init_app_state(llm, app.state, args, tasks)
+    context = GatewayContext(spec.engine.model, gateway, router, core, partial(_require_operator, spec))
     _add_own_routes(app, spec, router, core)
+    add_routes(app, context)
     _adapt(app, spec)
     _spare_tokens(app)
     short_prompts.run_inline(llm.renderer._executor)
@@ -121,6 +145,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
         retry_after_s=spec.retry_after_s,
         keys=keys.ring if keys else None,
         ttft_s=spec.ttft_s,
+        journal=journal,
     )
 
 
@@ -179,15 +204,22 @@ def _spare_tokens(app: "FastAPI") -> None:
         made.model_rebuild(force=True)
 
 
+def _require_operator(spec: GatewaySpec, request: "Request") -> None:
+    """HTTPException 403: whoever asks may not command this cluster. Without a key file all may who reach the port."""
+    from fastapi import HTTPException
+
+    context = context_of_request.get()
+    if spec.keys_file and (context is None or context.tenant.name not in spec.operators):
+        raise HTTPException(403, "This API key is no operator's: gateway.operators names the tenants that are.")
+
+
 def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, core: Any) -> None:
     from fastapi import HTTPException, Request
 
     @app.post("/moray/drain")
     async def drain(request: Request) -> dict[str, str]:
         """For operators: see DrainRequest. JSON only, which no page of another origin can send unasked."""
-        context = context_of_request.get()
-        if spec.keys_file and (context is None or context.tenant.name not in spec.operators):
-            raise HTTPException(403, "This API key is no operator's: gateway.operators names the tenants that are.")
+        _require_operator(spec, request)
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise HTTPException(415, "Send application/json.")
         try:
@@ -198,6 +230,14 @@ def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, co
             return {"replica": await router.drain(asked)}
         except DrainRefused as refusal:
             raise HTTPException(409, str(refusal)) from refusal
+        except RouterGone as error:
+            raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
+
+    @app.get("/moray/targets")
+    async def scrape_targets() -> list[dict[str, Any]]:
+        """Where Prometheus finds all metrics of this cluster, as its http_sd_configs want it."""
+        try:
+            return targets(await router.metrics_addresses(), await asyncio.to_thread(ray.nodes))
         except RouterGone as error:
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
 

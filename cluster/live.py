@@ -1,10 +1,12 @@
 """What ClusterCore keeps of each open request, and of each replica that it is connected to. Knows no vLLM."""
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.outcomes import Verdict
+from cluster.journal import Ended, Journal
+from cluster.outcomes import RequestContext, Verdict
 from replicas.messages import Grant, ReplicaInfo, Ticket
 from replicas.wire import Connection
 
@@ -23,13 +25,28 @@ class Live:
 
     request: Any  # vLLM's EngineCoreRequest
     ticket: Ticket
-    verdict: Verdict
+    context: RequestContext
     delivered: list[int] = field(default_factory=list)
     delivered_before: int = 0  # tokens that had been delivered when the ticket was made
     grant: Grant | None = None  # None: waiting
     submitted_at: float = 0.0  # monotonic seconds at which its replica was sent it; 0: none was
     deaths: int = 0  # replicas that were lost while it ran there
     lost_at: float = 0.0  # monotonic seconds; set while a resumed request has no new token yet
+    moving: bool = False  # what was lost was given back, for its replica drains
+    # For its record, in monotonic seconds; None: it has not come to that.
+    queued_at: float = field(default_factory=time.monotonic)
+    granted_at: float | None = None
+    sent_at: float | None = None  # as submitted_at, of the grant that gave it its first token
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    ran_on: ReplicaInfo | None = None
+    cached_tokens: int = 0
+    resumes: int = 0
+    longest_gap_s: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.context.verdict
 
     @property
     def quarantined(self) -> bool:
@@ -37,9 +54,51 @@ class Live:
 
     def lose_replica(self, by_its_own_will: bool, now: float) -> None:
         """Its replica's connection is gone."""
-        self.lost_at = now
+        self.lost_at, self.moving = now, False
         if self.submitted_at and not by_its_own_will:
             self.deaths += 1
+
+    def granted(self, grant: Grant, info: ReplicaInfo, now: float) -> None:
+        self.grant, self.ran_on = grant, info
+        if self.first_token_at is None:
+            self.granted_at, self.sent_at = now, None
+
+    def submitted(self, now: float) -> None:
+        self.submitted_at = now
+        if self.first_token_at is None:
+            self.sent_at = now
+
+    def goes_on(self, now: float) -> float:
+        """It has a token after a loss; how long it had none."""
+        gap_s, self.lost_at = now - self.lost_at, 0.0
+        self.longest_gap_s = max(self.longest_gap_s, gap_s)
+        return gap_s
+
+    def write_down(self, journal: Journal, ending: str) -> None:
+        """It has ended."""
+        record = Ended(
+            request_id=self.ticket.request_id,
+            model=journal.model,
+            version=self.ran_on.version if self.ran_on else "",
+            tenant=self.ticket.tenant.name,
+            priority=self.ticket.priority,
+            replica=self.ran_on.replica_id if self.ran_on else None,
+            prompt_tokens=len(self.request.prompt_token_ids or ()),
+            cached_tokens=self.cached_tokens,
+            output_tokens=len(self.delivered),
+            arrived_at=self.context.arrived_at,
+            queued_at=self.queued_at,
+            granted_at=self.granted_at,
+            submitted_at=self.sent_at,
+            first_token_at=self.first_token_at,
+            last_token_at=self.last_token_at,
+            ended_at=time.monotonic(),
+            ending=ending,
+            resumes=self.resumes,
+            longest_gap_s=self.longest_gap_s,
+            ttft_slo_s=self.context.ttft_slo_s,
+        )
+        journal.ended(self.context, record)
 
 
 @dataclass
@@ -51,6 +110,15 @@ class Peer:
     unsent: list[Live] = field(default_factory=list)  # granted before the connection stood
     heard_at: float = 0.0  # monotonic seconds
     leaving: bool = False  # it said that it stops by its own will
+
+
+def by_peer(some: Iterable[Live], peers: Mapping[Key, Peer]) -> list[tuple[Peer, list[str]]]:
+    """Request ids by the replica that they are granted to, if it is still known."""
+    ids: dict[Key, list[str]] = {}
+    for live in some:
+        if live.grant is not None:
+            ids.setdefault(key_of(live.grant), []).append(live.request.request_id)
+    return [(peers[key], those) for key, those in ids.items() if key in peers]
 
 
 @dataclass
@@ -85,3 +153,9 @@ class HangWatch:
             at = since.get(key_of(peer.info))
             if peer.connection is not None and at is not None and now - max(at, peer.heard_at) > self._limit_s:
                 yield peer
+
+
+class Resources:
+    """AsyncLLM looks here for the engine's death. Replicas die and requests wait: only a mistake of ours is one."""
+
+    engine_dead = False

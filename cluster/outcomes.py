@@ -3,8 +3,12 @@
 import contextvars
 import enum
 import time
+from typing import TYPE_CHECKING
 
 from replicas.messages import Quota, Tenant
+
+if TYPE_CHECKING:
+    from cluster.journal import Ended
 
 
 class Ending(enum.Enum):
@@ -57,26 +61,47 @@ class Verdict:
 class RequestContext:
     """One HTTP request, as the edge and ClusterCore share it; vLLM's front end lies between the two."""
 
-    __slots__ = ("_due", "_priority_ceiling", "_tickets", "body_bytes", "tenant", "verdict")
+    __slots__ = (
+        "_priority_ceiling",
+        "_tickets",
+        "answered_at",
+        "arrived_at",
+        "body_bytes",
+        "open_requests",
+        "records",
+        "tenant",
+        "traceparent",
+        "ttft_slo_s",
+        "verdict",
+    )
 
     def __init__(
         self,
         tenant: Tenant | None = None,
         priority_ceiling: int | None = None,
         ttft_s: float | None = None,
+        traceparent: str = "",
     ) -> None:
-        """`ttft_s`: seconds from now in which the first token is wanted; None: whenever it comes."""
+        """`ttft_s`: seconds from now in which the first token is wanted; None: whenever it comes.
+
+        `traceparent`: the client's header of that name (W3C Trace Context), unchecked; "": it sent none.
+        """
         self.tenant = tenant or Tenant()
         self.verdict = Verdict()
         self.body_bytes: int | None = None  # as its head announced it, if it did
-        self._due = None if ttft_s is None else time.monotonic() + ttft_s
+        self.arrived_at = time.monotonic()
+        self.ttft_slo_s = ttft_s
+        self.traceparent = traceparent
+        self.open_requests = 0  # of the engine, that have not ended
+        self.records: list[Ended] = []  # of those that have; the journal's
+        self.answered_at: float | None = None  # when its response was over (monotonic seconds); the journal's
         self._priority_ceiling = priority_ceiling  # None: any may be asked for
         self._tickets = 0
 
     @property
     def ttft_s(self) -> float | None:
         """Seconds that are left for the first token; the front end's own work has taken the rest. None: no limit."""
-        return None if self._due is None else max(self._due - time.monotonic(), 0.0)
+        return None if self.ttft_slo_s is None else max(self.arrived_at + self.ttft_slo_s - time.monotonic(), 0.0)
 
     def priority(self, asked: int) -> int:
         """What it gets of what it asked for: lower goes first, so that the ceiling is the lowest number."""

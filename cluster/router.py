@@ -23,6 +23,9 @@ from cluster.expert_report import expert_report
 from cluster.outcomes import Ending
 from cluster.policies import CONTINUOUS, batcher
 from cluster.quotas import Quotas
+from cluster.router_metrics import Queue, RouterMetrics, Tally
+from cluster.router_status import of_replica, state_of
+from cluster.scaling_window import Decided, Report, ScalingWindow, status
 from replicas.messages import Denial, ExpertLoad, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
 from replicas.router_handle import NAMESPACE, actor_name
 from replicas.wire import Connection, Kind
@@ -30,6 +33,7 @@ from replicas.wire import Connection, Kind
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
+TELL_S = 1.0  # metrics: oftener than they are scraped
 HEARTBEAT_TIMEOUT_S = 5.0  # silence after which a replica is taken out; of a killed one gateways tell at once
 
 _decode_outbox = msgspec.msgpack.Decoder(Outbox | Resync).decode
@@ -45,27 +49,40 @@ class RouterSpec(msgspec.Struct, frozen=True, kw_only=True):
     no_replica_wait_s: float = 30.0
     tpot_s: float | None = None
     starvation_s: float = 30.0
+    autoscaled: bool = False
+    cold_start: bool = False  # requests wait for a replica to load
 
     def batcher(self) -> Batcher:
-        limits = Policy(no_replica_wait_s=self.no_replica_wait_s, tpot_s=self.tpot_s, starvation_s=self.starvation_s)
+        limits = Policy(
+            no_replica_wait_s=self.no_replica_wait_s,
+            tpot_s=self.tpot_s,
+            starvation_s=self.starvation_s,
+            cold_start=self.cold_start,
+        )
         return batcher(self.policy, limits)
+
+    def scaling_window(self, now: float) -> ScalingWindow | None:
+        return ScalingWindow(self.tpot_s, now) if self.autoscaled else None
 
 
 class RouterState:
     """What the router knows, without Ray: times are passed in, waiting is done by the actor around it."""
 
-    def __init__(self, batcher: Batcher, max_queue: int) -> None:
+    def __init__(self, batcher: Batcher, max_queue: int, window: ScalingWindow | None = None) -> None:
         self._max_queue = max_queue
+        self._window = window  # None: nothing scales
+        self._decided: Decided | None = None
         self._batcher = batcher
         self._quotas = Quotas()
         self._roster: dict[str, ReplicaInfo] = {}
         self._roster_version = 0
         self._heard: dict[str, float] = {}  # replica id -> time of its last report
         self._experts: dict[str, ExpertLoad] = {}  # replica id -> what it told last
-        self._gateways: set[str] = set()
+        self._gateways: dict[str, str] = {}  # id -> "host:port" of its metrics
         self._grants: dict[str, list[Grant]] = {}  # gateway id -> what it is to be told
         self._denials: dict[str, list[Denial]] = {}
         self._moves: dict[str, list[str]] = {}
+        self.tally = Tally()
 
     def join(self, info: ReplicaInfo, now: float) -> None:
         known = self._roster.get(info.replica_id)
@@ -78,11 +95,32 @@ class RouterState:
         if self._roster[info.replica_id].epoch == info.epoch:
             self._heard[info.replica_id] = now
 
-    def leave(self, replica_id: str, epoch: int, now: float) -> None:
+    def leave(self, replica_id: str, epoch: int, now: float, lost: bool = False) -> None:
         if self._batcher.leave(replica_id, epoch, now):
+            self.tally.lost += lost
             del self._roster[replica_id], self._heard[replica_id]
             self._experts.pop(replica_id, None)
             self._roster_version += 1
+            if self._window is not None:
+                self._window.left(replica_id)
+
+    def stop(self, replica_id: str, epoch: int, now: float) -> None:
+        """A replica stops and takes no more. If that is scaling in, what it runs moves at once: others have room."""
+        stopped = self._roster.get(replica_id)
+        self.leave(replica_id, epoch, now)
+        if stopped is None or stopped.epoch != epoch or self._decided is None:
+            return
+        alike = [r for r in self._batcher.replicas() if not r.draining and r.info.version == stopped.version]
+        if len(alike) >= max(self._decided.target, 1):  # else it is replaced, or all of them stop
+            self._move(replica_id)
+
+    def _taking(self) -> int:
+        """Replicas that take requests."""
+        return sum(not replica.draining for replica in self._batcher.replicas())
+
+    def _move(self, replica_id: str) -> None:
+        for gateway, request_id in self._batcher.running_on(replica_id):
+            self._moves.setdefault(gateway, []).append(request_id)
 
     def report(self, load: LoadReport, now: float) -> bool:
         known = self._batcher.report(load, now)
@@ -90,6 +128,8 @@ class RouterState:
             self._heard[load.replica_id] = now
             if load.experts is not None:
                 self._experts[load.replica_id] = load.experts
+            if self._window is not None:
+                self._window.reported(load)
         return known
 
     def drain(self, asked: DrainRequest, now: float) -> str:
@@ -101,13 +141,13 @@ class RouterState:
             self._batcher.join(info)  # brings what it runs
             return replica_id
         self._batcher.drain(replica_id, info.epoch)
-        for gateway, request_id in self._batcher.running_on(replica_id) if asked.migrate else ():
-            self._moves.setdefault(gateway, []).append(request_id)
+        if asked.migrate:
+            self._move(replica_id)
         return replica_id
 
     def state_of(self, replica_id: str) -> str:
         """As `status` has it; "gone" if it is not known."""
-        return next((_state(r.draining) for r in self._batcher.replicas() if r.info.replica_id == replica_id), "gone")
+        return next((state_of(r) for r in self._batcher.replicas() if r.info.replica_id == replica_id), "gone")
 
     @property
     def queued(self) -> int:
@@ -118,7 +158,7 @@ class RouterState:
         """Applies what a gateway says. The first that it says is a Resync."""
         if isinstance(outbox, Resync):
             self.forget(gateway)
-            self._gateways.add(gateway)
+            self._gateways[gateway] = outbox.metrics
             for ticket, grant in outbox.running:
                 self._quotas.adopt(gateway, ticket, now)
                 self._batcher.adopt(gateway, ticket, grant)
@@ -126,27 +166,32 @@ class RouterState:
                 self._quotas.adopt(gateway, ticket, now)
                 self._batcher.submit(gateway, ticket, now)
             return
+        if self._window is not None:
+            self._window.ended(outbox.met, outbox.missed, now)
         for lost in outbox.lost:
-            self.leave(lost.replica_id, lost.epoch, now)
+            self.leave(lost.replica_id, lost.epoch, now, lost=True)
         for request_id in outbox.started:
             self._batcher.started(request_id, now)
         for released in outbox.released:
             self._quotas.release(released)
             self._batcher.release(released)
         for ticket in outbox.tickets:
+            prompt_tokens = ticket.prompt_tokens
             if self._batcher.queued >= self._max_queue and not ticket.resumed:
-                denial = Denial(request_id=ticket.request_id, ending=Ending.QUEUE_FULL.name)
-                self._denials.setdefault(gateway, []).append(denial)
+                self._deny(gateway, Denial(request_id=ticket.request_id, ending=Ending.QUEUE_FULL.name))
             elif refused := self._quotas.admit(gateway, ticket, now):
-                self._denials.setdefault(gateway, []).append(refused)
+                self._deny(gateway, refused)
+                continue
             else:
-                self._batcher.submit(gateway, ticket, now)
+                prompt_tokens = self._batcher.submit(gateway, ticket, now)
+            if self._window is not None and not ticket.resumed:
+                self._window.arrived(prompt_tokens, self._batcher.expected_output(ticket))
 
     def decide(self, now: float) -> None:
         """Lets the batcher decide; `collect` gives each gateway what is its."""
         for replica_id, info in list(self._roster.items()):
             if now - self._heard[replica_id] > HEARTBEAT_TIMEOUT_S:
-                self.leave(replica_id, info.epoch, now)
+                self.leave(replica_id, info.epoch, now, lost=True)
         decision = self._batcher.decide(now)
         for gateway, grant in decision.grants:
             if quota := self._quotas.quota(grant.request_id, now):
@@ -154,11 +199,18 @@ class RouterState:
             self._grants.setdefault(gateway, []).append(grant)
         for gateway, denial in decision.denials:
             self._quotas.give_back(denial.request_id)
-            self._denials.setdefault(gateway, []).append(denial)
+            self._deny(gateway, denial)
+        self.tally.grants += len(decision.grants)
+        if self._window is not None:
+            self._window.waits(self._batcher.queued, self._batcher.queued_tokens)
+
+    def _deny(self, gateway: str, denial: Denial) -> None:
+        self.tally.denials[denial.ending] += 1
+        self._denials.setdefault(gateway, []).append(denial)
 
     def forget(self, gateway: str) -> None:
         """All that this gateway has asked for, and what it was given but has not been told."""
-        self._gateways.discard(gateway)
+        self._gateways.pop(gateway, None)
         self._batcher.forget_owner(gateway)
         self._quotas.forget_owner(gateway)
         self._grants.pop(gateway, None)
@@ -178,48 +230,41 @@ class RouterState:
         )
         return inbox, self._roster_version
 
+    def observe_scaling(self, now: float) -> Report | None:
+        """The load since the last call; None: nothing scales."""
+        if self._window is None:
+            return None
+        return self._window.observe(now, self._batcher.replicas(), self._batcher.placed, bool(self._gateways))
+
+    def scaled(self, decided: Decided) -> None:
+        """What was decided of it, before Serve acts on it."""
+        self._decided = decided
+
     def experts(self) -> dict[str, Any]:
         """See `expert_report`."""
         return expert_report((self._roster[replica_id], load) for replica_id, load in self._experts.items())
 
+    def metrics_addresses(self) -> list[str]:
+        """ "host:port" of each gateway's metrics."""
+        return sorted(address for address in self._gateways.values() if address)
+
+    def queue(self, now: float) -> Queue:
+        """What waits."""
+        return Queue.of(self._batcher.waiting(), now)
+
+    def replica_states(self) -> list[str]:
+        """As in `status`, one for each replica."""
+        return [state_of(replica) for replica in self._batcher.replicas()]
+
     def status(self) -> dict[str, Any]:
         """What the cluster holds, for `moray status` and the console."""
-        replicas = [
-            {
-                "id": info.replica_id,
-                "state": _state(draining),
-                "epoch": info.epoch,
-                "address": f"{info.host}:{info.port}",
-                "engine": {"pid": info.engine_pid, "host": info.engine_host},
-                "capacity": msgspec.to_builtins(info.capacity),
-                "granted": in_flight,
-                "kv_tokens_granted": kv_in_flight,
-                "running": load.running if load else 0,
-                "waiting": load.waiting if load else 0,
-                "kv_used_fraction": load.kv_used if load else 0.0,
-                "shards": [
-                    {
-                        "rank": shard.ep_rank,
-                        "pid": shard.pid,
-                        "device": info.device,
-                        "experts_by_layer": [list(ids) for ids in shard.experts.values()],
-                        "expert_bytes": shard.expert_bytes,
-                    }
-                    for shard in info.shards
-                ],
-            }
-            for info, load, in_flight, kv_in_flight, draining in self._batcher.replicas()
-        ]
         return {
-            "replicas": replicas,
-            "gateways": [{"id": g} for g in sorted(self._gateways)],
+            "replicas": [of_replica(view) for view in self._batcher.replicas()],
+            "gateways": [{"id": id, "metrics": metrics} for id, metrics in sorted(self._gateways.items())],
             "router": {"queued": self._batcher.queued, "granted": self._batcher.placed},
             "tenants": self._quotas.status(),
+            "autoscaling": None if self._window is None else status(self._decided, self._taking()),
         }
-
-
-def _state(draining: bool) -> str:
-    return "draining" if draining else "ready"
 
 
 @dataclass
@@ -235,10 +280,11 @@ class Router:
     """The actor around `RouterState`. Replicas call it through Ray; gateways hold a connection each."""
 
     def __init__(self, spec: RouterSpec) -> None:
-        self._state = RouterState(spec.batcher(), spec.max_queue)
+        self._state = RouterState(spec.batcher(), spec.max_queue, spec.scaling_window(time.monotonic()))
         self._listen = spec.listen or ray.util.get_node_ip_address()
         self._token = secrets.token_hex(16)
         self._gateways: dict[Connection, _Gateway] = {}
+        self._metrics = RouterMetrics(spec.model)
         self._serving = asyncio.get_event_loop().create_task(self._serve())
 
     async def _serve(self) -> int:
@@ -255,9 +301,13 @@ class Router:
         return RouterAddress(host=self._listen, port=await self._serving, token=self._token)
 
     async def _tick(self) -> None:
+        told_at = 0.0
         while True:
             await asyncio.sleep(TICK_S)
             self._decide()
+            if (now := time.monotonic()) - told_at >= TELL_S:
+                told_at = now
+                self._metrics.tell(self._state.queue(now), self._state.replica_states(), self._state.tally)
 
     def _decide(self) -> None:
         """Lets the state decide and tells each gateway its part."""
@@ -293,8 +343,8 @@ class Router:
         self._decide()
 
     async def leave(self, replica_id: str, epoch: int) -> None:
-        """A replica takes no more; what it runs goes on."""
-        self._state.leave(replica_id, epoch, time.monotonic())
+        """A replica takes no more; what it runs goes on, there or elsewhere."""
+        self._state.stop(replica_id, epoch, time.monotonic())
         self._decide()
 
     async def report(self, load: LoadReport) -> str | None:
@@ -313,8 +363,17 @@ class Router:
         self._decide()
         return {"replica": drained}
 
+    async def observe_scaling(self) -> Report | None:
+        return self._state.observe_scaling(time.monotonic())
+
+    async def scaled(self, decided: Decided) -> None:
+        self._state.scaled(decided)
+
     async def experts(self) -> dict[str, Any]:
         return self._state.experts()
+
+    async def metrics_addresses(self) -> dict[str, list[str]]:
+        return {"gateways": self._state.metrics_addresses()}
 
     async def status(self) -> dict[str, Any]:
         status = self._state.status()

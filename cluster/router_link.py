@@ -83,6 +83,10 @@ class RayRouterLink:
         """What the experts were given: `expert_report`. Raises RouterGone."""
         return await self._ask("experts")
 
+    async def metrics_addresses(self) -> list[str]:
+        """ "host:port" of each gateway's metrics. Raises RouterGone."""
+        return list((await self._ask("metrics_addresses"))["gateways"])
+
     async def _ask(self, method: str) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = await getattr(await find_router(self._model, CONNECT_TIMEOUT_S), method).remote()

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from cluster.autoscaling_settings import Autoscaling
 from cluster.policies import CONTINUOUS, POLICIES
+from cluster.settings_group import Group as _Group
 
 EMBEDDED_NAME = "tiny-r1"
 PROFILES = ("7b", "16b", "32b")  # cluster/profiles/*.yaml
@@ -27,12 +29,6 @@ class Machine:
 
     cpus: int
     gpus: int
-
-
-class _Group(BaseModel):
-    # Settings travel between processes and are compared; nobody changes them on the way. An unknown key is a mistake.
-    # `model` is our group's name, so pydantic's reservation of the `model_` prefix is lifted.
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Model(_Group):
@@ -203,7 +199,11 @@ class Experts(_Group):
 class Replicas(_Group):
     """How many replicas, what each takes, and how long it may take to come and go."""
 
-    count: int = Field(1, ge=1, description="Replicas of the model.")
+    count: int = Field(
+        1,
+        ge=1,
+        description="Replicas of the model, each one a whole group of shards. With autoscaling.max_replicas: at first.",
+    )
     cpus_per_shard: float = Field(1.0, ge=0, description="CPUs that Ray reserves for each shard of a replica.")
     gpus_per_shard: float | None = Field(
         None, ge=0, description="GPUs that Ray reserves for each shard. null: 1 on CUDA, 0 on a CPU."
@@ -280,10 +280,11 @@ class Router(_Group):
     max_queue: int = Field(
         2048, ge=1, description="Requests that wait in the queue at most; one more is answered with 429."
     )
-    no_replica_wait_s: float = Field(
-        30.0,
+    no_replica_wait_s: float | None = Field(
+        None,
         ge=0,
-        description="Seconds a request waits while no replica is left (one is restarting) before it is answered 503.",
+        description="Seconds a request waits while no replica is left (one is restarting) before it is answered 503. "
+        "null: 30; with autoscaling.min_replicas 0, where a request waits for one to load, replicas.start_timeout_s.",
     )
     ttft_slo_s: float | None = Field(
         None,
@@ -310,6 +311,39 @@ class Router(_Group):
         if policy not in POLICIES:
             raise ValueError(f"there is no policy {policy!r}; the known ones are {', '.join(POLICIES)}")
         return policy
+
+
+class Metrics(_Group):
+    """What is told to Prometheus and to a trace collector. `moray metrics` lists every metric."""
+
+    port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="TCP port on which a gateway serves its metrics; with several gateways the first of as many ports. "
+        "No key is asked for there. null: a free port. GET /moray/targets tells Prometheus which one.",
+    )
+    tenants: int = Field(
+        100,
+        ge=0,
+        description="Tenants whose tokens are counted one by one by each gateway; those that come later are counted "
+        "together. Each is two time series.",
+    )
+    vllm: bool = Field(
+        True, description="Keep vLLM's own metrics (vllm:...) of the front end too, its time between tokens among them."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector that takes traces by OTLP over HTTP, such as "
+        "http://collector:4318/v1/traces: each request is a span, with one for each of its stages. null: no traces.",
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _a_url(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"{endpoint!r} is no URL: write http://HOST:4318/v1/traces")
+        return endpoint
 
 
 class Ray(_Group):
@@ -345,5 +379,12 @@ class Settings(_Group):
     replicas: Replicas = Replicas()
     gateway: Gateway = Gateway()
     router: Router = Router()
+    autoscaling: Autoscaling = Autoscaling()
+    metrics: Metrics = Metrics()
     ray: Ray = Ray()
     log: Log = Log()
+
+    @property
+    def most_replicas(self) -> int:
+        """That there may be at one time."""
+        return self.autoscaling.max_replicas or self.replicas.count

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ops import key_cli as keys
+from ops import metrics_reference as metrics
 from ops import quantize as quantizing
 from ops.drill import cli as drilling
 from ops.errors import UserError
@@ -282,9 +283,10 @@ def doctor(
         raise typer.Exit(1)
 
 
+app.add_typer(drilling.app, name="drill")
 app.add_typer(keys.app, name="key")
 app.add_typer(planner.app, name="plan")
-app.add_typer(drilling.app, name="drill")
+app.command("metrics", epilog=metrics.EXAMPLES)(metrics.reference)
 app.command(epilog=quantizing.EXAMPLES)(quantizing.quantize)
 app.command(epilog=simulation.EXAMPLES)(simulation.simulate)
 app.command(epilog=soaking.EXAMPLES)(soaking.soak)

@@ -42,6 +42,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Capacity
     shards: tuple[ShardPlacement, ...]
     draining: bool = False  # an operator's wish, which outlives the router that was told of it
+    load_s: float = 0.0  # seconds that it took to load; 0: not told
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +52,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     step_s: float = 0.0  # seconds spent in them
     prefill_tokens: int = 0  # prompt tokens computed (those found in the prefix cache are not)
     decode_tokens: int = 0  # tokens computed for requests past their prompt: one each in a step
+    prefix_query_tokens: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_hit_tokens: int = 0  # of these, what it had
 
 
 class ExpertLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,12 +163,15 @@ class Outbox(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     started: tuple[str, ...] = ()  # request ids whose first token has come: their prefill is over
     released: tuple[Released, ...] = ()
     lost: tuple[Lost, ...] = ()
+    met: int = 0  # requests that ended within the SLO since the last Outbox
+    missed: int = 0  # and those that did not
 
 
 class Resync(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All that a gateway has open: the first thing it says on each connection to a router, which may be a new one."""
 
     gateway: str
+    metrics: str = ""  # "host:port" where it serves its metrics; "": nowhere
     waiting: tuple[Ticket, ...] = ()
     running: tuple[tuple[Ticket, Grant], ...] = ()
 

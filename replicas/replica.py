@@ -22,7 +22,9 @@ from replicas.core_host import IDLE_LOOK_S, Routed
 from replicas.engine_host import EngineFailed, EngineHost
 from replicas.engine_spec import EngineSpec
 from replicas.expert_metrics import ExpertMetrics
+from replicas.gpus import Gpus
 from replicas.messages import ExpertLoad, LoadReport, ReplicaInfo
+from replicas.replica_metrics import ReplicaMetrics
 from replicas.router_handle import find_router
 
 logger = logging.getLogger("ray.serve")
@@ -44,7 +46,8 @@ class Replica:
         except EngineFailed as error:
             logger.error("The engine core did not start: %s\n%s", error, error.detail)
             raise
-        logger.info("Engine core ready after %.1f s in process %d.", time.monotonic() - started, ready.pid)
+        load_s = time.monotonic() - started
+        logger.info("Engine core ready after %.1f s in process %d.", load_s, ready.pid)
         self._info = ReplicaInfo(
             replica_id=serve.get_replica_context().replica_id.unique_id,
             epoch=time.time_ns(),
@@ -57,6 +60,7 @@ class Replica:
             device=self._spec.device,
             capacity=ready.capacity,
             shards=ready.shards,
+            load_s=load_s,
         )
         self._load = CoreLoad(0, 0, 0.0)
         self._heard = time.monotonic()  # from the core
@@ -65,6 +69,7 @@ class Replica:
         self._routed = LoadWindow()
         self._experts: ExpertLoad | None = None  # not told to the router yet
         self._expert_metrics = ExpertMetrics()
+        self._metrics = ReplicaMetrics(self._info, Gpus(self._spec.device == "cuda"))
         self._changed = asyncio.Event()
         self._host.watch(self._on_load, self._on_failure, self._on_routed)
         self._reporting = asyncio.create_task(self._report())
@@ -117,6 +122,7 @@ class Replica:
                     await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
                     await asyncio.sleep(SETTLE_S)
                 self._changed.clear()
+                self._metrics.tell(self._load)
                 # Half the time, so that it is out of the router's sight before gateways give up their streams on it:
                 # to join again while it hangs would hang them twice.
                 if self._silent_for_s() > self._spec.hang_timeout_s / 2:

@@ -110,6 +110,7 @@ class SimulatedEngine:
         self._done_s = 0.0
         self._done_prefill = 0
         self._done_decode = 0
+        self._prefix_queries = self._prefix_hits = 0  # prompt tokens
 
     # -- what comes from outside --------------------------------------------------------------------------------------
 
@@ -153,6 +154,8 @@ class SimulatedEngine:
             step_s=self._done_s + self._duration(done),
             prefill_tokens=self._done_prefill + (self._prefill if done else 0),
             decode_tokens=self._done_decode + done * self._decoding,
+            prefix_query_tokens=self._prefix_queries,
+            prefix_hit_tokens=self._prefix_hits,
         )
         return EngineLoad(len(self._running), len(self._waiting), blocks / self.kv.total, work)
 
@@ -308,6 +311,8 @@ class SimulatedEngine:
             request.named, request.seen_blocks, request.computed = named, hits, hits * self._block
             if not request.generated:
                 request.cached = request.computed
+                self._prefix_queries += request.prompt_tokens if request.blocks else 0
+                self._prefix_hits += request.cached
             budget -= self._compute(request, min(request.target - request.computed, budget))
 
     def _compute(self, request: SimulatedRequest, chunk: int) -> int:

@@ -220,12 +220,13 @@ class VllmCore:
         if self._delivered_by_extra_args:
             self._core.collective_rpc(begin_with_output)
         self._steps, self._step_s, self._prefill_tokens, self._decode_tokens = 0, 0.0, 0, 0
+        self._prefix_queries, self._prefix_hits = 0, 0
         self._schedule = self._core.scheduler.schedule
         self._core.scheduler.schedule = self._counted_schedule
         self._kv_events = _KvEvents()
         self._core.scheduler.kv_event_publisher = self._kv_events
         pool = self._core.scheduler.kv_cache_manager.block_pool
-        pool.enable_kv_cache_events = config.cache_config.enable_prefix_caching
+        self._caches_prefixes = pool.enable_kv_cache_events = config.cache_config.enable_prefix_caching
         self.moves_experts = config.parallel_config.enable_eplb
         cache, scheduler = config.cache_config, config.scheduler_config
         self.capacity = Capacity(
@@ -307,6 +308,10 @@ class VllmCore:
         scheduled = self._schedule(*args)
         counts, cached = scheduled.num_scheduled_tokens, scheduled.scheduled_cached_reqs
         decoding = scheduled.total_num_scheduled_tokens
+        if self._caches_prefixes:
+            for new in scheduled.scheduled_new_reqs:
+                self._prefix_queries += len(new.prompt_token_ids or ())
+                self._prefix_hits += new.num_computed_tokens
         if scheduled.scheduled_new_reqs or decoding != len(counts):
             drafts = scheduled.scheduled_spec_decode_tokens
             pairs = zip(cached.req_ids, cached.num_output_tokens, strict=True)
@@ -328,6 +333,8 @@ class VllmCore:
             step_s=self._step_s,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
+            prefix_query_tokens=self._prefix_queries,
+            prefix_hit_tokens=self._prefix_hits,
         )
         return CoreLoad(running, waiting, self._core.scheduler.get_kv_cache_usage(), work, stored, removed)
 

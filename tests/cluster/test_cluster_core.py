@@ -17,10 +17,32 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackEncoder
 
+from cluster.attainment import Attainment
 from cluster.cluster_core import ClusterCore
+from cluster.journal import Ended, Listener
 from cluster.live import Peer
 from cluster.outcomes import Ending, RequestContext, Verdict, context_of_request
+from cluster.request_metrics import Slo
+from cluster.scaling_window import Decided
 from replicas.wire import Kind
+
+
+class Heard(Listener):
+    """What the journal told."""
+
+    def __init__(self) -> None:
+        self.records: list[Ended] = []
+        self.resumes: list[tuple[str, float]] = []
+
+    def ended(self, record: Ended) -> None:
+        self.records.append(record)
+
+    def resumed(self, cause: str, gap_s: float) -> None:
+        self.resumes.append((cause, gap_s))
+
+    def of(self, request_id: str) -> Ended:
+        (record,) = [r for r in self.records if r.request_id == request_id]
+        return record
 
 
 class Cluster:
@@ -31,6 +53,9 @@ class Cluster:
     def __init__(self, no_replica_wait_s: float) -> None:
         self.router = LocalRouter(no_replica_wait_s)
         self.core = ClusterCore(self.router, "g", hang_timeout_s=self.HANG_TIMEOUT_S)
+        self.core.journal.model = "m"
+        self.core.journal.listeners.append(heard := Heard())
+        self.heard = heard
         self.hosts: list[Hosted] = []
         self.tokens: dict[str, list[int]] = {}
         self.ended: dict[str, FinishReason] = {}
@@ -86,6 +111,8 @@ class Cluster:
     async def nothing_is_left(self) -> None:
         await until(lambda: self.router.placed == self.router.queued == self.core.open_requests == 0)
         await until(lambda: not any(host.core.requests for host in self.hosts if host.thread.is_alive()))
+        written = sorted(record.request_id for record in self.heard.records)
+        assert written == sorted(self.prompts), "each request is written down once"
 
     async def close(self) -> None:
         self.core.shutdown()
@@ -145,6 +172,56 @@ async def test_many_streams_over_two_cores(cluster):
     await cluster.nothing_is_left()
 
 
+async def test_a_request_is_written_down_with_its_times(cluster):
+    cluster.host(max_num_seqs=1, step_s=0.01)
+    began = time.monotonic()
+    await cluster.ask("first", [1, 2, 3], 10)
+    await cluster.ask("second", [4] * 5, 5)
+    await cluster.all_end()
+    first, second = cluster.heard.of("first"), cluster.heard.of("second")
+    assert (first.model, first.replica, first.ending, first.resumes, first.ttft_slo_s) == ("m", "r0", "DONE", 0, None)
+    assert (first.prompt_tokens, first.output_tokens, second.prompt_tokens, second.output_tokens) == (3, 10, 5, 5)
+    for r in (first, second):
+        times = [began, r.arrived_at, r.queued_at, r.granted_at, r.submitted_at, r.first_token_at, r.last_token_at]
+        assert times == sorted(times) and r.last_token_at <= r.ended_at <= time.monotonic()
+        assert r.ttft_s == pytest.approx(r.first_token_at - r.arrived_at)
+        assert r.tpot_s >= 0.01
+    assert second.granted_at - second.queued_at >= 0.09, "it waited for the first one's ten steps"
+    assert second.granted_at >= first.last_token_at
+
+
+async def test_a_stop_string_ends_a_request_well_and_a_client_that_goes_does_not(cluster):
+    cluster.host(step_s=0.005)
+    await cluster.ask_many(2, max_tokens=400)
+    await until(cluster.streaming())
+    await cluster.core.abort_requests_async(["q0"])
+    assert cluster.heard.of("q0").ending == "ABORTED" and cluster.heard.of("q0").output_tokens >= 3
+    cluster._reading.cancel()
+
+    async def reads_a_stop_string() -> None:  # as AsyncLLM's output handler does
+        await cluster.core.get_output_async()
+        await cluster.core.abort_requests_async(["q1"])
+
+    cluster.core._reader = None
+    await asyncio.ensure_future(reads_a_stop_string())
+    assert cluster.heard.of("q1").ending == "DONE"
+    await cluster.nothing_is_left()
+
+
+async def test_a_listener_that_fails_harms_no_request(cluster, caplog):
+    class Broken(Listener):
+        def ended(self, record: Ended) -> None:
+            raise ValueError("broken")
+
+    cluster.core.journal.listeners.insert(0, Broken())
+    cluster.host(step_s=0.002)
+    await cluster.ask_many(3)
+    await cluster.all_end()
+    cluster.assert_exact()
+    await cluster.nothing_is_left()
+    assert caplog.text.count("A listener of the journal failed") == 3
+
+
 async def test_no_core_is_given_more_than_fits(cluster):
     host = cluster.host(max_num_seqs=4, step_s=0.002)
     await cluster.ask_many(12, max_tokens=10)
@@ -163,6 +240,10 @@ async def test_a_killed_host_costs_its_streams_no_token(cluster):
     cluster.kill(doomed)
     await cluster.all_end()
     cluster.assert_exact()
+    assert [cause for cause, gap_s in cluster.heard.resumes if gap_s > 0] == ["lost"] * 16
+    assert sorted(r.resumes for r in cluster.heard.records) == [0] * 16 + [1] * 16
+    assert max(r.longest_gap_s for r in cluster.heard.records) == cluster.core.resumes.longest_gap_s
+    assert {r.replica for r in cluster.heard.records} == {"r1"}
     assert len(other.core.prompts) == 32 and cluster.core.resumes.count == 16
     assert 0 < cluster.core.resumes.longest_gap_s < 5
     assert len([1 for delivered in other.core.delivered.values() if delivered]) == 16
@@ -250,7 +331,43 @@ async def test_moving_streams_off_a_replica_costs_no_token_and_counts_as_no_deat
     await cluster.all_end()
     cluster.assert_exact()
     assert cluster.core.resumes.count == 0 and cluster.core.resumes.moved == 8 + 16 + 16
+    assert [cause for cause, _ in cluster.heard.resumes] == ["moved"] * 40
     await cluster.nothing_is_left()
+
+
+async def test_scaling_in_moves_streams_before_the_replica_has_gone(cluster):
+    """Its host goes on until it has nothing left, as the replica's shutdown has it: no stream waits for its end."""
+    cluster.router.scale()
+    hosts = [cluster.host(step_s=0.02) for _ in range(2)]
+    await cluster.ask_many(12, max_tokens=60)
+    await until(cluster.streaming())
+    going = hosts[1]
+    assert going.core.requests
+    cluster.router.alive.remove(going.info)
+    cluster.router.state.scaled(Decided(1, "Scale in from 2 to 1."))
+    cluster.router.state.stop(going.info.replica_id, going.info.epoch, time.monotonic())
+    await until(lambda: not going.core.requests, 1.0)  # sixty steps take longer
+    assert not cluster.ended
+    going.kill()
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert cluster.core.resumes.moved > 0 and cluster.core.resumes.count == 0
+    await cluster.nothing_is_left()
+
+
+async def test_the_router_hears_which_requests_met_their_slo(cluster):
+    cluster.router.scale()
+    cluster.host(step_s=0.001)
+    slow = Slo(tpot_s=1e-9)
+    cluster.core.journal.listeners += [
+        Attainment(Slo(), cluster.core.attained),
+        Attainment(slow, cluster.core.attained),
+    ]
+    await cluster.ask_many(15, max_tokens=5)
+    await cluster.all_end()
+    await cluster.nothing_is_left()
+    observed = cluster.router.state.observe_scaling(time.monotonic())
+    assert observed is not None and observed.seen.attainment == 0.5  # the one promise is kept, the other is not
 
 
 async def test_a_drained_replica_finishes_what_it_has_and_gets_no_more(cluster):
@@ -326,6 +443,8 @@ async def test_when_none_comes_back_streams_end_as_lost(cluster):
     assert set(cluster.ended.values()) == {FinishReason.ERROR}
     by_tokens = {bool(cluster.tokens[r]): cluster.verdicts[r].ending for r in cluster.ended}
     assert by_tokens == {True: Ending.LOST, False: Ending.NO_REPLICA}
+    endings = {r.request_id: (r.ending, r.replica is not None) for r in cluster.heard.records}
+    assert endings == {r: (cluster.verdicts[r].ending.name, bool(cluster.tokens[r])) for r in cluster.ended}
     await cluster.nothing_is_left()
 
 

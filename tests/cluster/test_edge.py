@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from fastapi import FastAPI, Request
 
 from cluster.edge import Edge
+from cluster.journal import Ended, Journal, Listener
 from cluster.outcomes import Ending, Verdict, context_of_request
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]}
@@ -20,7 +22,7 @@ def chunk(body: bytes, more: bool = False) -> dict[str, object]:
 class Call:
     """One request through the edge, and what came out."""
 
-    def __init__(self, app, *, headers=(), body=(b"",), kind="http") -> None:
+    def __init__(self, app, *, headers=(), body=(b"",), kind="http", journal=None) -> None:
         self.sent: list[dict] = []
         self.raised: Exception | None = None
         self._incoming = [
@@ -29,7 +31,8 @@ class Call:
         ]
         scope = {"type": kind, "method": "POST", "path": "/", "query_string": b"", "headers": list(headers)}
         try:
-            asyncio.run(Edge(app, max_body_bytes=LIMIT, retry_after_s=7)(scope, self._receive, self._send))
+            edge = Edge(app, max_body_bytes=LIMIT, retry_after_s=7, journal=journal)
+            asyncio.run(edge(scope, self._receive, self._send))
         except Exception as error:
             self.raised = error
 
@@ -259,3 +262,84 @@ def test_every_request_has_a_verdict_of_its_own_in_all_it_starts():
 def test_retryable_is_what_another_try_may_mend():
     no_room = {Ending.QUEUE_FULL, Ending.TOO_LATE, Ending.RATE_LIMITED}
     assert {e for e in Ending if e.retryable} == {Ending.NO_REPLICA, Ending.LOST, *no_room}
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def ended(self, record):
+        self.told.append(("ended", record.request_id))
+
+    def streamed(self, seconds):
+        self.told.append(("streamed", round(seconds, 2)))
+
+    def answered(self, context, at):
+        self.told.append(("answered", [r.request_id for r in context.records], context.traceparent))
+
+    def refused(self, ending):
+        self.told.append(("refused", ending))
+
+
+def record(request_id: str, ending: str = "DONE", last_token_at: float | None = None) -> Ended:
+    fields = dict.fromkeys(Ended._fields, None) | {"request_id": request_id, "ending": ending}
+    return Ended(**fields | {"last_token_at": last_token_at})
+
+
+@pytest.fixture
+def journal():
+    made = Journal("m")
+    made.listeners.append(Heard())
+    return made
+
+
+def engine_requests(journal, *records: Ended, late: Ended | None = None):
+    """An app whose engine requests end before its answer's last byte but for the late one."""
+
+    async def app(scope, receive, send):
+        context = context_of_request.get()
+        context.open_requests = len(records) + (late is not None)
+        for one in records:
+            journal.ended(context, one)
+        await send(HEAD)
+        await send(chunk(b"text"))
+        if late is not None:
+            asyncio.get_running_loop().call_soon(journal.ended, context, late)
+
+    return app
+
+
+def test_the_journal_hears_how_long_an_answer_took_from_its_last_token(journal):
+    records = (record("a", last_token_at=time.monotonic() - 3), record("b", last_token_at=time.monotonic() - 2))
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    app = engine_requests(journal, *records)
+    assert Call(app, headers=[(b"traceparent", trace.encode())], journal=journal).status == 200
+    assert journal.listeners[0].told == [
+        ("ended", "a"),
+        ("ended", "b"),
+        ("streamed", pytest.approx(2, abs=0.5)),
+        ("answered", ["a", "b"], trace),
+    ]
+
+
+def test_an_answer_is_told_whole_when_its_last_engine_request_ends_after_it(journal):
+    aborted = record("a", "ABORTED", last_token_at=1.0)
+
+    async def app(scope, receive, send):
+        await engine_requests(journal, aborted, late=record("b"))(scope, receive, send)
+
+    async def and_a_moment(scope, receive, send):
+        await Edge(app, LIMIT, 7, journal=journal)(scope, receive, send)
+        await asyncio.sleep(0)
+
+    Call(and_a_moment)
+    assert journal.listeners[0].told == [("ended", "a"), ("ended", "b"), ("answered", ["a", "b"], "")]
+
+
+def test_the_journal_hears_of_what_the_edge_refuses(journal):
+    assert Call(reading, headers=[(b"content-length", b"9999999")], journal=journal).status == 413
+    assert Call(reading, headers=[(b"x-slo-ttft-ms", b"soon")], journal=journal).status == 400
+    assert Call(reading, body=[b"x" * LIMIT, b"y"], journal=journal).status == 413
+    assert Call(reading, journal=journal).status == 200
+    told = [("refused", name) for name in ("BODY_TOO_LARGE", "BAD_HEADER", "BODY_TOO_LARGE")]
+    assert journal.listeners[0].told == told

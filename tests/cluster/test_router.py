@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from cluster.batching import ContinuousBatcher, Policy
+from cluster.draining import DrainRequest
 from cluster.router import HEARTBEAT_TIMEOUT_S, RouterState
+from cluster.scaling_window import Decided, ScalingWindow
 from experts.placement import ShardPlacement
 from replicas.messages import (
     Capacity,
@@ -18,6 +20,7 @@ from replicas.messages import (
     Released,
     ReplicaInfo,
     Resync,
+    Tenant,
     Ticket,
 )
 
@@ -71,13 +74,16 @@ def denied(inbox: Inbox) -> list[tuple[str, str]]:
 class Router:
     """RouterState and a clock that is set by hand."""
 
-    def __init__(self, *replicas: ReplicaInfo, gateways: str = "g", max_queue: int = 1000) -> None:
-        self.state = RouterState(ContinuousBatcher(Policy(no_replica_wait_s=WAIT_S)), max_queue)
+    def __init__(
+        self, *replicas: ReplicaInfo, gateways: str = "g", max_queue: int = 1000, scales: bool = False
+    ) -> None:
         self.now = 1000.0
+        window = ScalingWindow(None, self.now) if scales else None
+        self.state = RouterState(ContinuousBatcher(Policy(no_replica_wait_s=WAIT_S)), max_queue, window)
         for replica in replicas:
             self.state.join(replica, self.now)
         for gateway in gateways:
-            self.exchange(gateway, Resync(gateway=gateway))
+            self.exchange(gateway, Resync(gateway=gateway, metrics=f"{gateway}:9"))
 
     def exchange(self, gateway: str, says: Outbox | Resync) -> Inbox:
         self.state.take(gateway, says, self.now)
@@ -284,7 +290,7 @@ def test_status_tells_all_but_secrets():
     assert b"secret" not in msgspec.json.encode(told)
     (replica,) = told["replicas"]
     assert (replica["id"], replica["granted"], replica["running"], replica["kv_used_fraction"]) == ("a", 2, 1, 0.25)
-    assert told["gateways"] == [{"id": "g"}] and told["router"] == {"queued": 1, "granted": 2}
+    assert told["gateways"] == [{"id": "g", "metrics": "g:9"}] and told["router"] == {"queued": 1, "granted": 2}
 
 
 @pytest.mark.parametrize("lives", [1, 50])
@@ -339,3 +345,133 @@ def test_a_replica_that_left_has_no_experts_and_a_stranger_is_not_believed() -> 
     assert router.state.experts()["tokens"] == [[1, 1, 1, 1]]
     router.state.leave("a", 1, router.now)
     assert router.state.experts()["replicas"] == []
+
+
+def test_where_gateways_serve_their_metrics_is_known_while_they_are_there():
+    router = Router(gateways="gh")
+    assert router.state.metrics_addresses() == ["g:9", "h:9"]
+    router.state.forget("h")
+    router.exchange("g", Resync(gateway="g"))
+    assert router.state.metrics_addresses() == []
+
+
+def test_what_was_decided_is_tallied():
+    router = Router(info("a"), info("b"), max_queue=1)
+    for request_id in "12345":
+        router.exchange("g", outbox(request_id))
+    assert router.state.queue(router.now + 2.0) == ({0: 1}, 2.0, 1)
+    router.exchange("g", outbox("6"))
+    tally = router.state.tally
+    assert (tally.grants, dict(tally.denials), tally.lost) == (4, {"QUEUE_FULL": 1}, 0)
+    lost = Lost(replica_id="a", epoch=1)
+    for _ in range(2):  # two gateways tell of it
+        router.exchange("g", outbox(lost=(lost,)))
+    assert (tally.lost, router.state.replica_states()) == (1, ["ready"])
+    router.later(HEARTBEAT_TIMEOUT_S + 1)  # b falls silent
+    assert tally.lost == 2
+    router.state.join(info("a", 2), router.now)
+    router.state.leave("a", 2, router.now)  # in order
+    assert tally.lost == 2 and router.state.replica_states() == []
+    router.later(WAIT_S + 1)
+    assert tally.denials == {"QUEUE_FULL": 1, "NO_REPLICA": 1}
+
+
+def scaled_router(target: int | None, replicas: str = "ab", **changes: object) -> Router:
+    """Two requests on each replica; a decision for so many, None: nobody has decided yet."""
+    router = Router(*(msgspec.structs.replace(info(name), **changes) for name in replicas), scales=True)
+    inbox = router.exchange("g", outbox(*(f"{i}" for i in range(2 * len(replicas)))))
+    assert len(inbox.grants) == 2 * len(replicas)
+    if target is not None:
+        router.state.scaled(Decided(target, "so it is."))
+    return router
+
+
+def stopped(router: Router, replica_id: str) -> set[str]:
+    """What is moved when that replica stops; it takes nothing more in any case."""
+    on_it = {request_id for _, request_id in router.state._batcher.running_on(replica_id)}
+    router.state.stop(replica_id, 1, router.now)
+    told = router.told()
+    assert replica_id not in {known.replica_id for known in told.roster or ()}
+    assert set(told.move) in (set(), on_it)
+    return set(told.move)
+
+
+def test_scaling_in_moves_what_the_stopping_replica_runs():
+    assert len(stopped(scaled_router(target=1), "b")) == 2
+    router = scaled_router(target=2, replicas="abcd")
+    assert len(stopped(router, "d")) == len(stopped(router, "c")) == 2
+
+
+def test_what_stops_for_another_reason_lets_its_streams_end():
+    assert not stopped(scaled_router(target=None), "b")  # not known: no
+    router = scaled_router(target=2)  # the session ends, or it is replaced
+    assert not stopped(router, "b") and not stopped(router, "a")
+    router = scaled_router(target=1)
+    assert stopped(router, "b") and not stopped(router, "a")  # to the last one nothing is left to move to
+
+
+def test_streams_move_to_replicas_of_their_own_version_only():
+    router = Router(info("a"), msgspec.structs.replace(info("b"), version="new"), scales=True)
+    router.exchange("g", outbox("1", "2", "3", "4"))
+    router.state.scaled(Decided(1, "so it is."))
+    assert not stopped(router, "b")
+
+
+def test_a_replica_that_is_drained_is_none_to_move_to():
+    router = scaled_router(target=1)
+    router.state.drain(DrainRequest(replica="a"), router.now)
+    assert not stopped(router, "b")
+
+
+def test_the_autoscaling_sees_all_that_arrives_but_what_resumes_or_has_no_quota():
+    router = Router(info(), max_queue=1, scales=True)
+    few = Tenant(name="few", requests_per_min=1)
+    tickets = [
+        Ticket(request_id="runs", prompt_tokens=100, max_tokens=10),
+        Ticket(request_id="waits", prompt_tokens=200, max_tokens=10),
+        Ticket(request_id="again", prompt_tokens=4000, max_tokens=10, resumed=True),
+        Ticket(request_id="full", prompt_tokens=300, max_tokens=10),
+    ]
+    for each in tickets:
+        router.exchange("g", Outbox(tickets=(each,)))
+    router.now += 10.0
+    report_ = router.state.observe_scaling(router.now)
+    assert report_ is not None and report_.seen.prompt_tokens_per_s == 60.0
+    assert report_.seen.output_tokens_per_s == 3.0 and report_.seen.running == 2
+    router = Router(info(), scales=True)
+    for name in "12":
+        ask = Ticket(request_id=name, prompt_tokens=50, max_tokens=10, tenant=few)
+        router.exchange("g", Outbox(tickets=(ask,)))
+    router.now += 10.0
+    report_ = router.state.observe_scaling(router.now)
+    assert report_ is not None and report_.seen.prompt_tokens_per_s == 5.0
+
+
+def test_the_autoscaling_sees_the_least_queue_and_what_was_attained():
+    router = Router(info(max_num_seqs=1), scales=True)
+    router.exchange("g", outbox("1", "2", "3"))
+    assert router.state.observe_scaling(router.now + 1.0).seen.queued == 0  # nobody waited before
+    router.later(1.0, "a")
+    seen = router.state.observe_scaling(router.now).seen
+    assert (seen.queued, seen.queued_tokens, seen.attainment) == (2, 2, None)
+    router.exchange("g", Outbox(released=(Released(request_id="1"), Released(request_id="2")), met=15, missed=5))
+    seen = router.state.observe_scaling(router.now + 2.0).seen
+    assert (seen.queued, seen.attainment) == (0, 0.75)
+
+
+def test_without_a_gateway_the_autoscaling_is_not_told_that_nothing_arrives():
+    router = Router(info(), gateways="", scales=True)
+    assert router.state.observe_scaling(router.now + 5.0).seen.prompt_tokens_per_s is None
+
+
+def test_status_tells_the_last_decision_and_why():
+    assert Router(info()).state.status()["autoscaling"] is None
+    router = Router(info("a"), scales=True)
+    assert router.state.status()["autoscaling"]["target"] is None
+    router.state.scaled(Decided(3, "Scale out from 1 to 3: so it is."))
+    assert router.state.status()["autoscaling"] == {
+        "target": 3,
+        "reason": "Scale out from 1 to 3: so it is.",
+        "ready": 1,
+        "loading": 2,
+    }

@@ -11,11 +11,14 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from replicas.expert_metrics import EXPERT_IMBALANCE, SHARD_IMBALANCE, SHARD_SHARE
+from replicas import metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
+EXPERT_IMBALANCE, SHARD_IMBALANCE, SHARD_SHARE = (
+    metric.name for metric in (metrics.EXPERT_IMBALANCE, metrics.SHARD_IMBALANCE, metrics.SHARD_SHARE)
+)
 
 
 def ask(url: str, tokens: int) -> int:
@@ -26,7 +29,7 @@ def ask(url: str, tokens: int) -> int:
 
 
 def samples(session: Any) -> dict[str, dict[str, float]]:
-    """Moray's gauges on Ray's metrics port: name -> layer or shard -> value."""
+    """The experts' gauges on Ray's metrics port: name -> layer or shard -> value."""
     found: dict[str, dict[str, float]] = {}
     agents = (psutil.Process(p.pid) for p in session.processes())
     ports = {
@@ -39,8 +42,8 @@ def samples(session: Any) -> dict[str, dict[str, float]]:
             continue
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if sample.name.startswith("ray_moray_"):
-                    key = sample.labels.get("layer") or sample.labels["shard"]
+                key = sample.labels.get("layer") or sample.labels.get("shard")
+                if sample.name.startswith("ray_moray_") and key:
                     found.setdefault(sample.name.removeprefix("ray_"), {})[key] = sample.value
     return found
 

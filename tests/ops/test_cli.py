@@ -22,7 +22,7 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-@pytest.mark.parametrize("command", ["up", "status", "ask", "down", "config", "doctor"])
+@pytest.mark.parametrize("command", ["up", "status", "ask", "down", "config", "doctor", "metrics"])
 def test_every_command_shows_examples(command):
     result = run(command, "--help")
     assert result.exit_code == 0 and "Examples:" in result.output and f"moray {command}" in result.output

@@ -1,0 +1,107 @@
+"""Traces of requests for an OpenTelemetry collector: a span for each HTTP request, under it one for each of its stages.
+
+Made of the journal's records when the request is over, so that nothing happens on a token's way. The client's own span
+is the parent where it sent a `traceparent`, whose sampled flag is heeded.
+"""
+
+import time
+from collections.abc import Iterator
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from cluster.journal import ABORTED, DONE, Ended, Listener
+from cluster.outcomes import RequestContext
+from replicas.metrics import STAGES
+
+SEND_EVERY_MS = 1000
+KEPT_SPANS = 16_384  # while the collector is slow; more are dropped, which the SDK logs
+
+Attributes = dict[str, str | int | float]
+
+
+def otlp_exporter(endpoint: str) -> SpanExporter:
+    """To a collector that speaks OTLP over HTTP. Its headers and certificates are OTEL_EXPORTER_OTLP_ variables."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(endpoint)
+
+
+class RequestTraces(Listener):
+    """Makes spans of what the journal tells."""
+
+    def __init__(self, exporter: SpanExporter, gateway: str) -> None:
+        self._provider = TracerProvider(
+            resource=Resource.create({SERVICE_NAME: "moray-gateway", SERVICE_INSTANCE_ID: gateway})
+        )
+        self._provider.add_span_processor(
+            BatchSpanProcessor(exporter, max_queue_size=KEPT_SPANS, schedule_delay_millis=SEND_EVERY_MS)
+        )
+        self._tracer = self._provider.get_tracer("moray")
+        self._propagator = TraceContextTextMapPropagator()
+
+    def answered(self, context: RequestContext, at: float) -> None:
+        offset_ns = time.time_ns() - time.monotonic_ns()
+
+        def ns(monotonic_s: float) -> int:
+            return int(monotonic_s * 1e9) + offset_ns
+
+        parent = Context()
+        if context.traceparent:
+            parent = self._propagator.extract({"traceparent": context.traceparent}, parent)
+        span = self._tracer.start_span(
+            "request", parent, SpanKind.SERVER, _of_request(context), start_time=ns(context.arrived_at)
+        )
+        if span.is_recording():
+            if failed := [r.ending for r in context.records if r.ending not in (DONE, ABORTED)]:
+                span.set_status(StatusCode.ERROR, failed[0])
+            within = set_span_in_context(span, Context())
+            for record in context.records:
+                attributes = _of_record(record)
+                for stage, begin, end in stage_times(record, at):
+                    child = self._tracer.start_span(stage, within, SpanKind.INTERNAL, attributes, start_time=ns(begin))
+                    child.end(ns(end))
+        span.end(ns(at))
+
+    def flush(self) -> None:
+        """Sends all that is finished, and waits for it."""
+        self._provider.force_flush()
+
+
+def stage_times(record: Ended, answered_at: float) -> Iterator[tuple[str, float, float]]:
+    """(stage, begin, end) in monotonic seconds, as far as the request came; the last one ends where its request did."""
+    times = record.times
+    for number, (stage, begin) in enumerate(zip(STAGES, times, strict=True), 1):
+        if begin is None:
+            return
+        end = times[number] if number < len(times) else answered_at
+        yield stage, begin, record.ended_at if end is None else end
+
+
+def _of_request(context: RequestContext) -> Attributes:
+    records = context.records
+    return {
+        "gen_ai.request.model": records[0].model,
+        "gen_ai.usage.input_tokens": records[0].prompt_tokens,
+        "gen_ai.usage.output_tokens": sum(record.output_tokens for record in records),
+        "moray.tenant": context.tenant.name,
+        "moray.priority": records[0].priority,
+    }
+
+
+def _of_record(record: Ended) -> Attributes:
+    """In OpenTelemetry's words where it has some (semantic conventions for generative AI)."""
+    return {
+        "gen_ai.response.id": record.request_id,
+        "gen_ai.usage.output_tokens": record.output_tokens,
+        "moray.cached_tokens": record.cached_tokens,
+        "moray.replica": record.replica or "",
+        "moray.version": record.version,
+        "moray.ending": record.ending,
+        "moray.resumes": record.resumes,
+        "moray.longest_gap_s": record.longest_gap_s,
+    }

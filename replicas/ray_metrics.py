@@ -1,0 +1,49 @@
+"""Metrics of the catalogue on Ray's metrics port. Ray collects them from each process every ten seconds."""
+
+from collections.abc import Callable
+from typing import Any
+
+from replicas.metrics import Kind, Metric
+
+# A counter must be there before its first event, or its rate misses that one; Ray refuses to count 0. 1 and this is 1.
+NOTHING = 1e-300
+
+Make = Callable[[Metric], "RayMetric"]
+
+
+class RayMetric:
+    """A gauge, or a counter that is told totals."""
+
+    def __init__(self, metric: Metric, made: Any) -> None:
+        """`made` is Ray's own Gauge or Counter."""
+        self._is_counter = metric.kind is Kind.COUNTER
+        self._labels = metric.labels
+        self._made = made
+        self._told: dict[tuple[str, ...], float] = {}
+
+    def tell(self, value: float, *labels: str) -> None:
+        """A gauge's value, or a counter's total since this process began; labels in the catalogue's order."""
+        tags = dict(zip(self._labels, labels, strict=True))
+        if not self._is_counter:
+            self._made.set(float(value), tags)
+        elif (new := value - self._told.get(labels, -NOTHING)) > 0:
+            self._told[labels] = value
+            self._made.inc(new, tags)
+
+
+def in_actor(metric: Metric) -> RayMetric:
+    """In a plain Ray actor."""
+    from ray.util.metrics import Counter, Gauge
+
+    return RayMetric(
+        metric, (Counter if metric.kind is Kind.COUNTER else Gauge)(metric.name, metric.help, metric.labels)
+    )
+
+
+def in_replica(metric: Metric) -> RayMetric:
+    """In a Serve replica: Serve adds which one."""
+    from ray.serve.metrics import Counter, Gauge
+
+    return RayMetric(
+        metric, (Counter if metric.kind is Kind.COUNTER else Gauge)(metric.name, metric.help, metric.labels)
+    )

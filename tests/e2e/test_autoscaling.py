@@ -1,0 +1,103 @@
+"""The number of replicas follows the load on the real stack, and no request fails for it; to none and back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from chats import Answer, answer, stream
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+ASKED = 16  # different requests
+BUSY, CALM = 24, 3  # streams at a time, of which more than half a replica's and a tenth's worth
+
+
+class Load:
+    """So many clients, each with one request at a time; every answer is kept."""
+
+    def __init__(self, url: str) -> None:
+        self.clients = 0
+        self.answers: list[tuple[int, Answer]] = []
+        self._http = httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=BUSY))
+        self._running: list[asyncio.Task[None]] = []
+
+    def become(self, clients: int) -> None:
+        self.clients = clients
+        self._running += [asyncio.ensure_future(self._ask(n)) for n in range(len(self._running), clients)]
+
+    async def _ask(self, number: int) -> None:
+        asked = number
+        while number < self.clients:
+            i = asked % ASKED
+            self.answers.append((i, await (stream if i % 4 else answer)(self._http, i)))
+            asked += 1
+
+    async def end(self) -> None:
+        """Raises what any request raised."""
+        self.become(0)
+        await asyncio.gather(*self._running)
+        await self._http.aclose()
+
+
+async def until(probe: Callable[[], Any], limit_s: float, load: Load | None = None) -> None:
+    """Fails with the first failed request at once."""
+    deadline = time.monotonic() + limit_s
+    while not await asyncio.to_thread(probe):
+        for task in load._running if load else ():
+            if task.done() and not task.cancelled() and task.exception():
+                await task
+        assert time.monotonic() < deadline, f"not within {limit_s} s"
+        await asyncio.sleep(0.3)
+
+
+def replicas(scaled: Any) -> int:
+    return len(scaled.status()["replicas"])
+
+
+def test_one_two_one_and_no_request_fails(scaled: Any) -> None:
+    async def undisturbed() -> list[Answer]:
+        async with httpx.AsyncClient(base_url=scaled.url, timeout=120) as client:
+            return [await (stream if i % 4 else answer)(client, i) for i in range(ASKED)]
+
+    async def day() -> tuple[list[tuple[int, Answer]], dict[str, Any]]:
+        load = Load(scaled.url)
+        load.become(BUSY)
+        await until(lambda: replicas(scaled) == 2, 120, load)
+        grown = scaled.status()["autoscaling"]
+        # Both work, and what they run is there when one of them is taken.
+        await until(lambda: all(replica["granted"] for replica in scaled.status()["replicas"]), 30, load)
+        load.become(CALM)
+        await until(lambda: replicas(scaled) == 1, 120, load)
+        await until(lambda: scaled.status()["autoscaling"]["reason"].startswith("Stay at 1"), 30, load)
+        await load.end()
+        return load.answers, grown
+
+    expected = asyncio.run(undisturbed())
+    assert replicas(scaled) == 1
+    answers, grown = asyncio.run(day())
+    assert grown["target"] == 2 and grown["reason"]
+    assert {i for i, _ in answers} == set(range(ASKED))
+    assert [(i, got) for i, got in answers if got != expected[i]] == []
+    gateway = scaled.status()["gateway"]
+    assert gateway["resumed"] == gateway["quarantined"] == 0, "a replica went before its streams had moved"
+
+
+def test_a_request_is_held_while_the_first_replica_loads(from_none: Any, eventually: Callable[..., Any]) -> None:
+    async def ask() -> list[Answer]:
+        async with httpx.AsyncClient(base_url=from_none.url, timeout=120) as client:
+            return await asyncio.gather(*((stream if i % 2 else answer)(client, i) for i in range(4)))
+
+    warm = asyncio.run(ask())
+    eventually(lambda: replicas(from_none) == 0, 60, "none is left when nobody asks")
+    assert from_none.status()["autoscaling"]["target"] == 0
+    time.sleep(3.0)
+    assert from_none.status()["autoscaling"]["target"] == 0, "it came back although nobody asked"
+    assert asyncio.run(ask()) == warm  # held, loaded, answered
+    shown = from_none.moray("status").stdout
+    assert "autoscaling" in shown and "target" in shown
+    eventually(lambda: replicas(from_none) == 0, 60, "and none again")
