@@ -131,7 +131,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     tasks = ("generate",)
     app = vllm_app(args, tasks, config.model_config)
     await init_app_state(llm, app.state, args, tasks)
-    context = GatewayContext(spec.engine.model, gateway, router, core, partial(_require_operator, spec))
+    context = GatewayContext(spec.engine.model, gateway, router, core, journal, partial(_require_operator, spec))
     _add_own_routes(app, spec, router, core)
     add_routes(app, context)
     _adapt(app, spec)

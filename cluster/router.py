@@ -26,6 +26,7 @@ from cluster.quotas import Quotas
 from cluster.router_metrics import Queue, RouterMetrics, Tally
 from cluster.router_status import of_replica, state_of
 from cluster.scaling_window import Decided, Report, ScalingWindow, status
+from cluster.vitals import Vitals, vitals
 from replicas.messages import Denial, ExpertLoad, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
 from replicas.router_handle import NAMESPACE, actor_name
 from replicas.wire import Connection, Kind
@@ -256,6 +257,9 @@ class RouterState:
         """As in `status`, one for each replica."""
         return [state_of(replica) for replica in self._batcher.replicas()]
 
+    def vitals(self) -> Vitals:
+        return vitals(self._batcher, self.tally)
+
     def status(self) -> dict[str, Any]:
         """What the cluster holds, for `moray status` and the console."""
         return {
@@ -374,6 +378,9 @@ class Router:
 
     async def metrics_addresses(self) -> dict[str, list[str]]:
         return {"gateways": self._state.metrics_addresses()}
+
+    async def vitals(self) -> Vitals:
+        return self._state.vitals()
 
     async def status(self) -> dict[str, Any]:
         status = self._state.status()

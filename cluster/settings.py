@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from cluster.alarm_settings import Alarms
 from cluster.autoscaling_settings import Autoscaling
 from cluster.policies import CONTINUOUS, POLICIES
 from cluster.settings_group import Group as _Group
@@ -381,6 +382,7 @@ class Settings(_Group):
     router: Router = Router()
     autoscaling: Autoscaling = Autoscaling()
     metrics: Metrics = Metrics()
+    alarms: Alarms = Alarms()
     ray: Ray = Ray()
     log: Log = Log()
 

@@ -61,6 +61,7 @@ class Replica:
             capacity=ready.capacity,
             shards=ready.shards,
             load_s=load_s,
+            actor_name=ray.get_runtime_context().get_actor_name() or "",
         )
         self._load = CoreLoad(0, 0, 0.0)
         self._heard = time.monotonic()  # from the core
