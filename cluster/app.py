@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,7 @@ def gateway_spec(settings: Settings) -> "GatewaySpec":
         ttft_s=settings.router.ttft_slo_s,
         tpot_s=settings.router.tpot_slo_s,
         telemetry=TelemetrySpec(
+            enabled=settings.metrics.enabled,
             port=settings.metrics.port,
             gateways=settings.gateway.count,
             tenants=settings.metrics.tenants,
@@ -105,6 +106,7 @@ def router_spec(settings: Settings) -> "RouterSpec":
     from cluster.router import RouterSpec
 
     router = settings.router
+    assert router.no_replica_wait_s is not None, "settings must be resolved"
     return RouterSpec(
         model=settings.model.served_name,
         listen=engine_spec(settings).listen,
@@ -113,7 +115,42 @@ def router_spec(settings: Settings) -> "RouterSpec":
         no_replica_wait_s=router.no_replica_wait_s,
         tpot_s=router.tpot_slo_s,
         starvation_s=router.starvation_s,
+        autoscaled=settings.autoscaling.on,
+        cold_start=settings.autoscaling.to_zero,
     )
+
+
+def replica_numbers(settings: Settings) -> dict[str, Any]:
+    """Options of the replicas' Serve deployment that say how many there are."""
+    auto = settings.autoscaling
+    if not auto.on:
+        return {"num_replicas": settings.replicas.count}
+    scaling = asdict(auto.scaling())
+    if auto.load_s is None:
+        del scaling["load_s"]  # it is measured
+    policy = {
+        "policy_function": "cluster.serve_scaling:RouterScaling",
+        "policy_kwargs": {
+            "model": settings.model.served_name,
+            "scaling": scaling,
+            "interval_s": auto.interval_s,
+            "start_timeout_s": settings.replicas.start_timeout_s,
+        },
+    }
+    start = settings.replicas.count
+    return {
+        "autoscaling_config": {
+            "min_replicas": auto.min_replicas,
+            "max_replicas": auto.max_replicas,
+            # Else null: Serve then leaves as many as there are when an application is deployed anew.
+            "initial_replicas": start if start > auto.min_replicas else None,
+            # The decision has been thought over: Serve adds no delay of its own.
+            "upscale_delay_s": 0.0,
+            "downscale_delay_s": 0.0,
+            "downscale_to_zero_delay_s": 0.0,
+            "policy": policy,
+        }
+    }
 
 
 # -- specs -> Serve ---------------------------------------------------------------------------------------------------
@@ -143,7 +180,7 @@ def application(settings: Settings) -> "Application":
     replica = serve.deployment(
         Replica,
         name="Replica",
-        num_replicas=settings.replicas.count,
+        **replica_numbers(settings),
         max_ongoing_requests=100,  # control calls only: requests go straight to the core
         ray_actor_options={
             "num_cpus": per_shard.cpus_per_shard * engine.shards,

@@ -120,6 +120,8 @@ def decide(seen: Observation, state: State, scaling: Scaling, pace: Pace) -> Dec
         state = replace(state, busy_s=seen.now_s)
     have = seen.ready + seen.loading
     wanted = max(math.ceil(need - 1e-9), 0 if idle else 1)
+    if idle and have == 0:
+        wanted = 0  # the means remember for long who asked before; from none it takes somebody who asks now
     if wanted > scaling.max_replicas:
         cause += f", and max_replicas is {scaling.max_replicas}"
     target = min(max(wanted, scaling.min_replicas), scaling.max_replicas)
@@ -133,7 +135,7 @@ def decide(seen: Observation, state: State, scaling: Scaling, pace: Pace) -> Dec
         return Decision(have, f"Stay at {have}, the least: {cause}.", replace(state, lower_since_s=None))
     if have == 1:
         return _last(cause, seen, state, scaling, idle)
-    if max(need, 1.0) + scaling.scale_in_margin > have - 1:
+    if need + scaling.scale_in_margin > have - 1:
         return Decision(have, f"Stay at {have}: {cause}.", replace(state, lower_since_s=None))
     return _one_less(cause, seen, state, scaling)
 

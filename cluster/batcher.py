@@ -55,8 +55,15 @@ class Batcher(Protocol):
         ...
 
     # -- requests
-    def submit(self, owner: str, ticket: Ticket, now: float) -> None:
-        """Queues a ticket. One that waits or runs already is not queued twice."""
+    def submit(self, owner: str, ticket: Ticket, now: float) -> int:
+        """Queues a ticket; returns the prompt tokens that it will have computed, as far as is known now.
+
+        One that waits or runs already is not queued twice: 0.
+        """
+        ...
+
+    def expected_output(self, ticket: Ticket) -> int:
+        """Output tokens that it is likely to have."""
         ...
 
     def adopt(self, owner: str, ticket: Ticket, grant: Grant) -> None:
@@ -83,6 +90,11 @@ class Batcher(Protocol):
     @property
     def queued(self) -> int:
         """Tickets that wait."""
+        ...
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of these that are yet to be computed."""
         ...
 
     @property

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+import msgspec
+
 from cluster.batcher import Decision, ReplicaView, WaitingView
 from cluster.outcomes import Ending
 from cluster.output_length import OutputLength
@@ -38,6 +40,7 @@ class Policy:
     no_replica_wait_s: float = 30.0
     tpot_s: float | None = None  # time per output token of running streams; None: whatever it becomes
     starvation_s: float = 30.0  # nobody is overtaken for longer
+    cold_start: bool = False  # who comes while no replica is there waits for one to load, whatever TTFT it wanted
 
 
 class _Placed(NamedTuple):
@@ -117,11 +120,12 @@ class ContinuousBatcher:
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    def submit(self, owner: str, ticket: Ticket, now: float) -> None:
-        """Queues a ticket. One that waits or runs already is not queued twice."""
+    def submit(self, owner: str, ticket: Ticket, now: float) -> int:
         if ticket.request_id in self._pools or ticket.request_id in self._placed:
-            return
+            return 0
         pool = self._pools.route(ticket)
+        if self._policy.cold_start and not pool.replicas:
+            ticket = msgspec.structs.replace(ticket, ttft_s=None)
         waiting = Waiting(owner, ticket, now, ticket.prompt_tokens)
         if ticket.blocks:
             waiting.anchors = self._prefixes.anchors(ticket)
@@ -131,6 +135,10 @@ class ContinuousBatcher:
             waiting.latest_start = now + ticket.ttft_s - soonest
         self._last_of_class[ticket.priority] = now
         self._pools.add(pool, waiting)
+        return waiting.prefill
+
+    def expected_output(self, ticket: Ticket) -> int:
+        return self._lengths.expected(ticket.tenant.name, ticket.prompt_tokens, ticket.max_tokens)
 
     def adopt(self, owner: str, ticket: Ticket, grant: Grant) -> None:
         """Takes over a request that runs already (the router restarted), whether its replica has joined yet or not."""
@@ -308,7 +316,7 @@ class ContinuousBatcher:
 
     def _kv_tokens(self, ticket: Ticket, info: ReplicaInfo) -> int:
         """KV tokens to reserve: the prompt and the expected growth, in whole blocks."""
-        growth = self._lengths.expected(ticket.tenant.name, ticket.prompt_tokens, ticket.max_tokens)
+        growth = self.expected_output(ticket)
         block = info.capacity.block_tokens
         return -(-min(ticket.prompt_tokens + growth, info.capacity.max_model_len) // block) * block
 
@@ -318,6 +326,11 @@ class ContinuousBatcher:
     def queued(self) -> int:
         """Tickets that wait."""
         return self._pools.waiting
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of these that are yet to be computed."""
+        return sum(pool.queue.prefill_tokens for pool in self._pools)
 
     @property
     def placed(self) -> int:

@@ -17,6 +17,7 @@ import ray
 from ray import serve
 
 from cluster import short_prompts
+from cluster.attainment import Attainment
 from cluster.cork import cork_http
 from cluster.draining import DrainRefused, DrainRequest
 from cluster.edge import Edge
@@ -112,6 +113,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     if spec.telemetry.vllm:
         show_cluster_as_engine(llm.logger_manager, core)
     slo = Slo(spec.ttft_s, spec.tpot_s)
+    journal.listeners.append(Attainment(slo, core.attained))
     core.metrics_address = start_telemetry(
         spec.telemetry, journal, slo, gateway, spec.engine.listen, lambda: core.open_requests
     )
@@ -129,7 +131,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     tasks = ("generate",)
     app = vllm_app(args, tasks, config.model_config)
     await init_app_state(llm, app.state, args, tasks)
-    context = GatewayContext(spec.engine.model, gateway, router, core, partial(_require_operator, spec))
+    context = GatewayContext(spec.engine.model, gateway, router, core, journal, partial(_require_operator, spec))
     _add_own_routes(app, spec, router, core)
     add_routes(app, context)
     _adapt(app, spec)
@@ -248,10 +250,10 @@ def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, co
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
 
     @app.get("/moray/status")
-    async def status() -> dict[str, Any]:
-        """The cluster as the router sees it, and what this gateway has open."""
+    async def status(brief: bool = False) -> dict[str, Any]:
+        """The cluster as the router sees it, and what this gateway has open. `brief`: not which experts are where."""
         try:
-            told = await router.status()
+            told = await router.status(brief)
         except RouterGone as error:
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
         told["model"] = {"name": spec.engine.model, "path": spec.engine.engine_args["model"]}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from cluster.batcher import Batcher, Decision, ReplicaView, WaitingView
 from cluster.outcomes import Ending
+from cluster.output_length import OutputLength
 from replicas.messages import Denial, Grant, LoadReport, Released, ReplicaInfo, Ticket
 
 
@@ -43,6 +44,7 @@ class BindOnArrival:
         self._candidates: list[Peer] = []  # those not draining, in the order in which they joined
         self._waiting: OrderedDict[str, tuple[str, Ticket, float]] = OrderedDict()
         self._placed: dict[str, _Placed] = {}
+        self._lengths = OutputLength()  # for autoscaling alone
 
     def choose(self, ticket: Ticket, among: Sequence[Peer]) -> Peer:
         """Which of the replicas, of which there is one at least."""
@@ -105,9 +107,14 @@ class BindOnArrival:
 
     # -- requests
 
-    def submit(self, owner: str, ticket: Ticket, now: float) -> None:
-        if ticket.request_id not in self._placed:
-            self._waiting.setdefault(ticket.request_id, (owner, ticket, now))
+    def submit(self, owner: str, ticket: Ticket, now: float) -> int:
+        if ticket.request_id in self._placed or ticket.request_id in self._waiting:
+            return 0
+        self._waiting[ticket.request_id] = owner, ticket, now
+        return ticket.prompt_tokens
+
+    def expected_output(self, ticket: Ticket) -> int:
+        return self._lengths.expected(ticket.tenant.name, ticket.prompt_tokens, ticket.max_tokens)
 
     def adopt(self, owner: str, ticket: Ticket, grant: Grant) -> None:
         self.release(Released(request_id=ticket.request_id))
@@ -121,7 +128,9 @@ class BindOnArrival:
         if (placed := self._placed.pop(released.request_id, None)) is None:
             return
         if released.whole:
-            self.ended(placed.ticket, released)
+            ticket = placed.ticket
+            self._lengths.learn(ticket.tenant.name, ticket.prompt_tokens, released.output_tokens)
+            self.ended(ticket, released)
         if (peer := self._known(placed.replica_id, placed.epoch)) is not None:
             peer.tokens -= peer.in_flight.pop(released.request_id, 0)
 
@@ -165,6 +174,10 @@ class BindOnArrival:
     @property
     def queued(self) -> int:
         return len(self._waiting)
+
+    @property
+    def queued_tokens(self) -> int:
+        return sum(ticket.prompt_tokens for _, ticket, _ in self._waiting.values())
 
     @property
     def placed(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from cluster.settings import Gateway, Machine, Settings
 
 # With so many CPUs or fewer, gateway, proxy, router and client want the CPU that the engine is on.
 FEW_CPUS = 4
+LEAST_NO_TOKEN_S = 3.0  # gateways report once a second: less would judge by one report or two
+NO_REPLICA_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
         "experts.expert_parallel",
         settings.experts.expert_parallel,
         None,
-        2 if embedded and units >= 2 * settings.replicas.count else 1,
+        2 if embedded and units >= 2 * settings.most_replicas else 1,
         f"{units} {unit} here" if embedded else which,
     )
     own_cpu = filled(
@@ -56,7 +58,15 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
         engine.own_cpu,
         None,
         on_cpu and 2 <= machine.cpus <= FEW_CPUS and _has_one_engine_here(settings, shards),
-        f"{machine.cpus} CPUs here, {settings.replicas.count} replicas of {shards} shards",
+        f"{machine.cpus} CPUs here, {settings.most_replicas} replicas of {shards} shards",
+    )
+    to_zero = settings.autoscaling.to_zero
+    no_replica_wait_s = filled(
+        "router.no_replica_wait_s",
+        settings.router.no_replica_wait_s,
+        None,
+        settings.replicas.start_timeout_s if to_zero else NO_REPLICA_WAIT_S,
+        "requests wait for a replica to load" if to_zero else "replicas are there all the time",
     )
     small = {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "kv_cache_mib": 64} if embedded else {}
     if on_cpu and not embedded:
@@ -94,19 +104,33 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
                     )
                 }
             ),
+            "router": settings.router.model_copy(update={"no_replica_wait_s": no_replica_wait_s}),
+            "alarms": settings.alarms.model_copy(update=_alarms(settings, filled)),
         }
     )
     return Resolved(resolved, reasons)
 
 
+def _alarms(settings: Settings, filled: Callable[..., Any]) -> dict[str, Any]:
+    alarms, router, hang_s = settings.alarms, settings.router, settings.replicas.hang_timeout_s
+    slo = ("router.ttft_slo_s", router.ttft_slo_s, 1.0), ("router.tpot_slo_s", router.tpot_slo_s, 0.05)
+    limits = {
+        name: filled(f"alarms.{name}", getattr(alarms, name), None, set_to or usual, key if set_to else f"no {key}")
+        for name, (key, set_to, usual) in zip(("ttft_s", "tpot_s"), slo, strict=True)
+    }
+    reason = f"replicas.hang_timeout_s {hang_s:g}"
+    no_token_s = filled("alarms.no_token_s", alarms.no_token_s, None, max(hang_s / 3.0, LEAST_NO_TOKEN_S), reason)
+    return limits | {"no_token_s": no_token_s}
+
+
 def _has_one_engine_here(settings: Settings, shards: int) -> bool:
-    return settings.ray.address is None and settings.replicas.count == shards == 1
+    return settings.ray.address is None and settings.most_replicas == shards == 1
 
 
 def contradictions(settings: Settings, machine: Machine) -> list[str]:
     """Sentences about resolved settings that cannot all be had. Empty: none."""
     found: list[str] = []
-    shards, count = settings.experts.shards, settings.replicas.count
+    shards, count = settings.experts.shards, settings.most_replicas
     if settings.ray.address is None and settings.ray.dashboard and settings.gateway.port == settings.ray.dashboard_port:
         found.append(f"gateway.port and ray.dashboard_port are both {settings.gateway.port}: choose another for one")
     found += _open_to_others(settings.gateway)
@@ -115,7 +139,7 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
     ):
         found.append(
             "engine.own_cpu is true, but only a local session has such a CPU, for one replica with one shard on a CPU, "
-            f"and a machine with 2 CPUs or more: this is {machine.cpus} CPUs, replicas.count {count}, "
+            f"and a machine with 2 CPUs or more: this is {machine.cpus} CPUs, {count} replicas, "
             f"experts.expert_parallel {shards}, engine.device {settings.engine.device}; leave it null"
         )
     if settings.experts.plan is not None and settings.engine.device == "cuda":
@@ -129,6 +153,28 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
         found.append(
             f"engine.host is thread, but experts.expert_parallel is {shards}: each shard is a process of its own; "
             "leave engine.host on process, or set experts.expert_parallel to 1"
+        )
+    return found + _autoscaling(settings)
+
+
+def _autoscaling(settings: Settings) -> list[str]:
+    auto, wait_s = settings.autoscaling, settings.router.no_replica_wait_s or 0.0
+    if not auto.on:
+        changed = [f"autoscaling.{name}" for name in auto.model_fields_set if name != "max_replicas"]
+        return [f"{changed[0]} is set, but nothing scales: set autoscaling.max_replicas too"] if changed else []
+    found: list[str] = []
+    if settings.replicas.count > settings.most_replicas:
+        found.append(
+            f"replicas.count, with which a session starts, is {settings.replicas.count}, but "
+            f"autoscaling.max_replicas is {auto.max_replicas}: lower the one or raise the other"
+        )
+    load_s = auto.load_s or settings.replicas.start_timeout_s
+    if auto.to_zero and wait_s < load_s:
+        which = "autoscaling.load_s" if auto.load_s else "replicas.start_timeout_s, as autoscaling.load_s is not set"
+        found.append(
+            f"autoscaling.min_replicas is 0, but requests wait only {wait_s:g} s for a replica "
+            f"(router.no_replica_wait_s), and one may take {load_s:g} s to load ({which}): raise the one or lower the "
+            "other"
         )
     return found
 
@@ -166,7 +212,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _beyond_this_machine(settings: Settings, machine: Machine) -> list[str]:
-    shards, count = settings.experts.shards, settings.replicas.count
+    shards, count = settings.experts.shards, settings.most_replicas
     cpus = settings.ray.num_cpus or machine.cpus
     if settings.engine.device == "cuda":
         gpus = shards * count * (settings.replicas.gpus_per_shard or 0)
@@ -176,19 +222,20 @@ def _beyond_this_machine(settings: Settings, machine: Machine) -> list[str]:
                 "cluster that has some"
             ]
         if gpus > machine.gpus:
-            return [_too_many(shards, count, gpus, "GPUs", machine.gpus)]
+            return [_too_many(settings, gpus, "GPUs", machine.gpus)]
     if shards > cpus and settings.engine.device == "cpu":
         return [
             f"experts.expert_parallel is {shards}, but this machine has {cpus} CPUs: shards that take turns on one CPU "
             f"stall each other; set it to {cpus} or less"
         ]
     wanted = shards * count * settings.replicas.cpus_per_shard
-    return [_too_many(shards, count, wanted, "CPUs", cpus)] if wanted > cpus else []
+    return [_too_many(settings, wanted, "CPUs", cpus)] if wanted > cpus else []
 
 
-def _too_many(shards: int, count: int, wanted: float, unit: str, there: int) -> str:
+def _too_many(settings: Settings, wanted: float, unit: str, there: int) -> str:
     each = unit.lower() + "_per_shard"
+    most = f"{'autoscaling.max_replicas' if settings.autoscaling.on else 'replicas.count'} {settings.most_replicas}"
     return (
-        f"replicas.count {count} x experts.expert_parallel {shards} x replicas.{each} needs {wanted:g} {unit}, "
-        f"but this machine has {there}: the last replica would wait for ever; lower one of them"
+        f"{most} x experts.expert_parallel {settings.experts.shards} x replicas.{each} needs {wanted:g} {unit}, but "
+        f"this machine has {there}: the last replica would wait for ever; lower one of them"
     )

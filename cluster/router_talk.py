@@ -25,6 +25,7 @@ class RouterTalk:
         self._started: list[str] = []
         self._released: list[Released] = []
         self._lost: list[Lost] = []
+        self._met = self._missed = 0
         self._news = asyncio.Event()
 
     def ask(self, ticket: Ticket) -> None:
@@ -46,6 +47,13 @@ class RouterTalk:
         """A replica's connection broke."""
         self._lost.append(Lost(replica_id=replica_id, epoch=epoch))
         self._news.set()
+
+    def attained(self, met: bool) -> None:
+        """A request has ended, within the SLO or not. It goes with its release."""
+        if met:
+            self._met += 1
+        else:
+            self._missed += 1
 
     async def run(self, on_inbox: Callable[[Inbox], None]) -> None:
         """Keeps the router told; never returns. What one turn of the loop gathers goes at once."""
@@ -78,6 +86,9 @@ class RouterTalk:
             started=tuple(self._started),
             released=tuple(self._released),
             lost=tuple(self._lost),
+            met=self._met,
+            missed=self._missed,
         )
+        self._met = self._missed = 0
         self._tickets, self._started, self._released, self._lost = {}, [], [], []
         return outbox

@@ -13,9 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from cluster.alarm_settings import Alarms
+from cluster.autoscaling_settings import Autoscaling
 from cluster.policies import CONTINUOUS, POLICIES
+from cluster.settings_group import Group as _Group
 
 EMBEDDED_NAME = "tiny-r1"
 PROFILES = ("7b", "16b", "32b")  # cluster/profiles/*.yaml
@@ -27,12 +30,6 @@ class Machine:
 
     cpus: int
     gpus: int
-
-
-class _Group(BaseModel):
-    # Settings travel between processes and are compared; nobody changes them on the way. An unknown key is a mistake.
-    # `model` is our group's name, so pydantic's reservation of the `model_` prefix is lifted.
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Model(_Group):
@@ -203,7 +200,11 @@ class Experts(_Group):
 class Replicas(_Group):
     """How many replicas, what each takes, and how long it may take to come and go."""
 
-    count: int = Field(1, ge=1, description="Replicas of the model.")
+    count: int = Field(
+        1,
+        ge=1,
+        description="Replicas of the model, each one a whole group of shards. With autoscaling.max_replicas: at first.",
+    )
     cpus_per_shard: float = Field(1.0, ge=0, description="CPUs that Ray reserves for each shard of a replica.")
     gpus_per_shard: float | None = Field(
         None, ge=0, description="GPUs that Ray reserves for each shard. null: 1 on CUDA, 0 on a CPU."
@@ -280,10 +281,11 @@ class Router(_Group):
     max_queue: int = Field(
         2048, ge=1, description="Requests that wait in the queue at most; one more is answered with 429."
     )
-    no_replica_wait_s: float = Field(
-        30.0,
+    no_replica_wait_s: float | None = Field(
+        None,
         ge=0,
-        description="Seconds a request waits while no replica is left (one is restarting) before it is answered 503.",
+        description="Seconds a request waits while no replica is left (one is restarting) before it is answered 503. "
+        "null: 30; with autoscaling.min_replicas 0, where a request waits for one to load, replicas.start_timeout_s.",
     )
     ttft_slo_s: float | None = Field(
         None,
@@ -315,6 +317,11 @@ class Router(_Group):
 class Metrics(_Group):
     """What is told to Prometheus and to a trace collector. `moray metrics` lists every metric."""
 
+    enabled: bool = Field(
+        True,
+        description="Keep metrics and traces of requests at the gateways. false serves none of them there, to measure "
+        "what they cost: `moray bench telemetry`.",
+    )
     port: int | None = Field(
         None,
         ge=1,
@@ -378,6 +385,13 @@ class Settings(_Group):
     replicas: Replicas = Replicas()
     gateway: Gateway = Gateway()
     router: Router = Router()
+    autoscaling: Autoscaling = Autoscaling()
     metrics: Metrics = Metrics()
+    alarms: Alarms = Alarms()
     ray: Ray = Ray()
     log: Log = Log()
+
+    @property
+    def most_replicas(self) -> int:
+        """That there may be at one time."""
+        return self.autoscaling.max_replicas or self.replicas.count

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ops import alarms_cli as alarming
 from ops import key_cli as keys
 from ops import metrics_reference as metrics
 from ops import quantize as quantizing
@@ -284,6 +285,7 @@ def doctor(
 
 app.add_typer(keys.app, name="key")
 app.add_typer(planner.app, name="plan")
+app.command(epilog=alarming.EXAMPLES)(alarming.alarms)
 app.command("metrics", epilog=metrics.EXAMPLES)(metrics.reference)
 app.command(epilog=quantizing.EXAMPLES)(quantizing.quantize)
 app.command(epilog=simulation.EXAMPLES)(simulation.simulate)

@@ -65,7 +65,7 @@ def _python(_: Settings) -> Iterator[Finding]:
 
 def _cpu(settings: Settings) -> Iterator[Finding]:
     machine = this_machine()
-    shards = settings.experts.shards * settings.replicas.count
+    shards = settings.experts.shards * settings.most_replicas
     yield Finding(
         "CPUs",
         Level.OK if machine.cpus >= 2 else Level.WARNING,

@@ -56,6 +56,8 @@ def render(report: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield _rows("gateways", gateways)
     if router := report.get("router"):
         yield _pairs("router", router)
+    if scaling := report.get("autoscaling"):
+        yield _pairs("autoscaling", {key: "?" if value is None else value for key, value in scaling.items()})
     if tenants := [{**t, "name": t["name"] or "(no keys)"} for t in report.get("tenants") or ()]:
         yield _rows("tenants", tenants)
 

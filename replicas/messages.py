@@ -42,6 +42,8 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Capacity
     shards: tuple[ShardPlacement, ...]
     draining: bool = False  # an operator's wish, which outlives the router that was told of it
+    load_s: float = 0.0  # seconds that it took to load; 0: not told
+    actor_name: str = ""  # of its Ray actor, in Serve's namespace
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,6 +164,8 @@ class Outbox(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     started: tuple[str, ...] = ()  # request ids whose first token has come: their prefill is over
     released: tuple[Released, ...] = ()
     lost: tuple[Lost, ...] = ()
+    met: int = 0  # requests that ended within the SLO since the last Outbox
+    missed: int = 0  # and those that did not
 
 
 class Resync(msgspec.Struct, frozen=True, kw_only=True, tag=True):

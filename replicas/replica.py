@@ -46,7 +46,8 @@ class Replica:
         except EngineFailed as error:
             logger.error("The engine core did not start: %s\n%s", error, error.detail)
             raise
-        logger.info("Engine core ready after %.1f s in process %d.", time.monotonic() - started, ready.pid)
+        load_s = time.monotonic() - started
+        logger.info("Engine core ready after %.1f s in process %d.", load_s, ready.pid)
         self._info = ReplicaInfo(
             replica_id=serve.get_replica_context().replica_id.unique_id,
             epoch=time.time_ns(),
@@ -59,6 +60,8 @@ class Replica:
             device=self._spec.device,
             capacity=ready.capacity,
             shards=ready.shards,
+            load_s=load_s,
+            actor_name=ray.get_runtime_context().get_actor_name() or "",
         )
         self._load = CoreLoad(0, 0, 0.0)
         self._heard = time.monotonic()  # from the core

@@ -12,6 +12,7 @@ from cluster.batching import ContinuousBatcher, Policy
 from cluster.draining import DrainRequest
 from cluster.router import RouterState
 from cluster.router_link import RouterGone
+from cluster.scaling_window import ScalingWindow
 from replicas.messages import Inbox, LoadReport, Outbox, ReplicaInfo, Resync
 
 
@@ -77,6 +78,11 @@ class LocalRouter:
             inbox, self._version = self.state.collect("g", self._version)
             if inbox is not None:
                 self._on_inbox(msgspec.msgpack.decode(msgspec.msgpack.encode(inbox), type=Inbox))
+
+    def scale(self) -> None:
+        """From now on it watches the load for the autoscaling. To be called before anything joins."""
+        window = ScalingWindow(None, time.monotonic())
+        self.state = RouterState(ContinuousBatcher(Policy(self.no_replica_wait_s)), self.max_queue, window)
 
     def drain(self, replica: str, **how: bool) -> None:
         assert self.state.drain(DrainRequest(replica=replica, **how), time.monotonic()) == replica

@@ -186,6 +186,19 @@ def test_to_none_when_nobody_asks_and_back_for_a_held_queue():
     assert many.target == 4
 
 
+def test_two_become_one_when_one_suffices():
+    targets = [decision.target for decision in follow([1.2] * 30 + [0.3] * 60, ready=2)]
+    assert targets[29] == 2 and targets[-1] == 1
+    assert [decision.target for decision in follow([0.95 * SCALING.fill] * 100, ready=2)][-1] == 2  # within the margin
+
+
+def test_none_stays_none_until_somebody_asks_again():
+    """What was asked before stays in the means for hours: it brings nobody back."""
+    scaling = Scaling(min_replicas=0, max_replicas=10)
+    targets = [decision.target for decision in follow([3.0, 0.0] * 30 + [0.0] * 720, ready=4, scaling=scaling)]
+    assert 0 in targets and not any(targets[targets.index(0) :])
+
+
 def test_what_is_not_known_changes_nothing():
     state = follow([3.0] * 20, 4)[-1].state
     for i in range(100):

@@ -86,6 +86,25 @@ def test_first_come_first_served_and_resumed_ones_ahead():
     assert order == ["3", "5", "1", "2", "4"] and granted(b) == []
 
 
+@pytest.mark.parametrize("cold_start", [True, False])
+def test_who_waits_for_the_first_replica_to_load_is_not_too_late_for_it(cold_start):
+    b = ContinuousBatcher(Policy(no_replica_wait_s=300.0, cold_start=cold_start))
+    submit(b, msgspec.structs.replace(ticket("1"), ttft_s=1.0))
+    assert b.decide(100.0) == ([], [])
+    b.join(info())
+    decision = b.decide(150.0)
+    assert ([g.request_id for _, g in decision.grants], len(decision.denials)) == (["1"], 0) if cold_start else ([], 1)
+
+
+def test_submitting_tells_what_is_to_be_computed_and_expected():
+    b = batcher(info())
+    assert b.submit("g", ticket("1", 300), 0.0) == 300
+    assert b.submit("g", ticket("1", 300), 0.0) == 0 and b.queued_tokens == 300
+    assert b.expected_output(ticket("2", 5, max_tokens=7)) == 7
+    granted(b)
+    assert b.queued_tokens == 0
+
+
 def test_the_shortest_prefill_goes_first():
     b = batcher(info(max_num_seqs=1))
     submit(b, ticket("long", 300), ticket("short", 5), ticket("middle", 20))

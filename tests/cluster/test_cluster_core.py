@@ -17,10 +17,13 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.serial_utils import MsgpackEncoder
 
+from cluster.attainment import Attainment
 from cluster.cluster_core import ClusterCore
 from cluster.journal import Ended, Listener
 from cluster.live import Peer
 from cluster.outcomes import Ending, RequestContext, Verdict, context_of_request
+from cluster.request_metrics import Slo
+from cluster.scaling_window import Decided
 from replicas.wire import Kind
 
 
@@ -187,6 +190,19 @@ async def test_a_request_is_written_down_with_its_times(cluster):
     assert second.granted_at >= first.last_token_at
 
 
+async def test_a_further_turn_of_one_http_request_has_its_own_time(cluster):
+    cluster.host(step_s=0.01)
+    token = context_of_request.set(RequestContext())
+    for turn in ("first", "second"):
+        cluster.tokens[turn] = []
+        cluster.prompts[turn] = [1], 10
+        await cluster.core.add_request_async(request(turn, [1], 10))
+        await cluster.all_end()
+    context_of_request.reset(token)
+    first, second = cluster.heard.records
+    assert first.ended_at == second.arrived_at and second.ttft_s < 0.09
+
+
 async def test_a_stop_string_ends_a_request_well_and_a_client_that_goes_does_not(cluster):
     cluster.host(step_s=0.005)
     await cluster.ask_many(2, max_tokens=400)
@@ -330,6 +346,41 @@ async def test_moving_streams_off_a_replica_costs_no_token_and_counts_as_no_deat
     assert cluster.core.resumes.count == 0 and cluster.core.resumes.moved == 8 + 16 + 16
     assert [cause for cause, _ in cluster.heard.resumes] == ["moved"] * 40
     await cluster.nothing_is_left()
+
+
+async def test_scaling_in_moves_streams_before_the_replica_has_gone(cluster):
+    """Its host goes on until it has nothing left, as the replica's shutdown has it: no stream waits for its end."""
+    cluster.router.scale()
+    hosts = [cluster.host(step_s=0.02) for _ in range(2)]
+    await cluster.ask_many(12, max_tokens=60)
+    await until(cluster.streaming())
+    going = hosts[1]
+    assert going.core.requests
+    cluster.router.alive.remove(going.info)
+    cluster.router.state.scaled(Decided(1, "Scale in from 2 to 1."))
+    cluster.router.state.stop(going.info.replica_id, going.info.epoch, time.monotonic())
+    await until(lambda: not going.core.requests, 1.0)  # sixty steps take longer
+    assert not cluster.ended
+    going.kill()
+    await cluster.all_end()
+    cluster.assert_exact()
+    assert cluster.core.resumes.moved > 0 and cluster.core.resumes.count == 0
+    await cluster.nothing_is_left()
+
+
+async def test_the_router_hears_which_requests_met_their_slo(cluster):
+    cluster.router.scale()
+    cluster.host(step_s=0.001)
+    slow = Slo(tpot_s=1e-9)
+    cluster.core.journal.listeners += [
+        Attainment(Slo(), cluster.core.attained),
+        Attainment(slow, cluster.core.attained),
+    ]
+    await cluster.ask_many(15, max_tokens=5)
+    await cluster.all_end()
+    await cluster.nothing_is_left()
+    observed = cluster.router.state.observe_scaling(time.monotonic())
+    assert observed is not None and observed.seen.attainment == 0.5  # the one promise is kept, the other is not
 
 
 async def test_a_drained_replica_finishes_what_it_has_and_gets_no_more(cluster):

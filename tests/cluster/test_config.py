@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.autoscaling import Scaling
 from cluster.config import ConfigError, load, setting_keys
 from cluster.settings import Machine, Settings
 
@@ -213,10 +214,33 @@ def test_variables_that_are_no_settings_are_left_alone():
         ({"engine.own_cpu": True, "experts.expert_parallel": 1}, Machine(1, 0), "this is 1 CPUs"),
         ({"gateway.port": 8265}, TWO_CPUS, "both 8265"),
         ({"engine.host": "thread", "experts.expert_parallel": 2}, TWO_CPUS, "each shard is a process of its own"),
+        ({"autoscaling.max_replicas": 3}, TWO_CPUS, "autoscaling.max_replicas 3 x experts.expert_parallel 1 x"),
+        ({"autoscaling.max_replicas": 1, "replicas.count": 2}, TWO_CPUS, "autoscaling.max_replicas is 1"),
+        ({"autoscaling.max_replicas": 1, "autoscaling.min_replicas": 2}, TWO_CPUS, "from 0 to max_replicas (1)"),
+        ({"autoscaling.min_replicas": 0}, TWO_CPUS, "autoscaling.min_replicas is set, but nothing scales"),
+        (
+            {"autoscaling.max_replicas": 1, "autoscaling.min_replicas": 0, "router.no_replica_wait_s": 60},
+            TWO_CPUS,
+            "requests wait only 60 s for a replica (router.no_replica_wait_s), and one may take 900 s to load",
+        ),
+        ({"autoscaling.max_replicas": 2, "engine.own_cpu": True}, TWO_CPUS, "2 replicas, experts.expert_parallel 1"),
     ],
 )
 def test_settings_that_contradict_each_other_or_the_machine(overrides, machine, said):
     assert said in problems(overrides=overrides, machine=machine)[0]
+
+
+def test_requests_wait_for_a_replica_to_load_where_there_may_be_none():
+    held = settings(autoscaling__max_replicas=1, autoscaling__min_replicas=0)
+    assert held.router.no_replica_wait_s == held.replicas.start_timeout_s == 900
+    known = {"autoscaling__load_s": 60, "router__no_replica_wait_s": 60}
+    assert settings(autoscaling__max_replicas=1, autoscaling__min_replicas=0, **known).router.no_replica_wait_s == 60
+    assert settings(autoscaling__max_replicas=2, router__no_replica_wait_s=5).router.no_replica_wait_s == 5
+
+
+def test_autoscaling_has_the_defaults_of_its_decision():
+    assert settings(autoscaling__max_replicas=8, ray__address="auto").autoscaling.scaling() == Scaling()
+    assert not settings().autoscaling.on and settings().most_replicas == 1
 
 
 def test_an_unknown_policy_is_refused_with_those_that_there_are():

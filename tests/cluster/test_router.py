@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from cluster.batching import ContinuousBatcher, Policy
+from cluster.draining import DrainRequest
 from cluster.router import HEARTBEAT_TIMEOUT_S, RouterState
+from cluster.scaling_window import Decided, ScalingWindow
 from experts.placement import ShardPlacement
 from replicas.messages import (
     Capacity,
@@ -18,6 +20,7 @@ from replicas.messages import (
     Released,
     ReplicaInfo,
     Resync,
+    Tenant,
     Ticket,
 )
 
@@ -71,9 +74,12 @@ def denied(inbox: Inbox) -> list[tuple[str, str]]:
 class Router:
     """RouterState and a clock that is set by hand."""
 
-    def __init__(self, *replicas: ReplicaInfo, gateways: str = "g", max_queue: int = 1000) -> None:
-        self.state = RouterState(ContinuousBatcher(Policy(no_replica_wait_s=WAIT_S)), max_queue)
+    def __init__(
+        self, *replicas: ReplicaInfo, gateways: str = "g", max_queue: int = 1000, scales: bool = False
+    ) -> None:
         self.now = 1000.0
+        window = ScalingWindow(None, self.now) if scales else None
+        self.state = RouterState(ContinuousBatcher(Policy(no_replica_wait_s=WAIT_S)), max_queue, window)
         for replica in replicas:
             self.state.join(replica, self.now)
         for gateway in gateways:
@@ -298,6 +304,14 @@ def test_replicas_that_are_gone_leave_nothing_behind(lives):
     assert router.state._heard == router.state._roster == {}
 
 
+def test_a_brief_status_tells_all_but_which_experts_are_where() -> None:
+    state = Router(sharded("a")).state
+    whole, brief = state.status(), state.status(brief=True)
+    [of_whole], [of_brief] = (told["replicas"][0].pop("shards")[:1] for told in (whole, brief))
+    assert (of_whole.pop("experts_by_layer"), of_brief.pop("experts_by_layer")) == ([[0, 1]], None)
+    assert (whole, of_whole) == (brief, of_brief)
+
+
 # -- experts ----------------------------------------------------------------------------------------------------------
 
 
@@ -317,12 +331,19 @@ def told(replica_id: str, *tokens: int, epoch: int = 1) -> LoadReport:
 
 def test_experts_loads_are_summed_over_replicas_and_split_by_shard() -> None:
     router = Router(sharded("a"), sharded("b"))
-    assert router.state.experts() == {"layers": [], "tokens": [], "seconds": 0.0, "replicas": []}
+    assert router.state.experts() == {
+        "layers": [],
+        "tokens": [],
+        "shard_tokens": [],
+        "seconds": 0.0,
+        "replicas": [],
+    }
     router.state.report(told("a", 6, 0, 1, 1), router.now)
     router.state.report(told("b", 1, 1, 1, 1), router.now)
     router.state.report(report("b"), router.now)  # without news: what it told last stays
     found = router.state.experts()
     assert (found["layers"], found["tokens"]) == (["model.layers.0.mlp.experts"], [[7, 1, 2, 2]])
+    assert found["shard_tokens"] == [[8.0, 4.0]]
     assert found["replicas"][0] == {
         "id": "a",
         "seconds": 5.0,
@@ -330,6 +351,15 @@ def test_experts_loads_are_summed_over_replicas_and_split_by_shard() -> None:
         "shards": [{"rank": 0, "tokens": 6.0}, {"rank": 1, "tokens": 2.0}],
         "shard_max_over_mean": [1.5],
     }
+
+
+def test_shards_of_unlike_layouts_are_not_summed() -> None:
+    router = Router(sharded("a"), msgspec.structs.replace(info("b"), shards=(shard(0, 0, 1, 2, 3),)))
+    router.state.report(told("a", 6, 0, 1, 1), router.now)
+    assert router.state.experts()["shard_tokens"] == [[6.0, 2.0]]
+    router.state.report(told("b", 1, 1, 1, 1), router.now)
+    found = router.state.experts()
+    assert (found["tokens"], found["shard_tokens"]) == ([[7, 1, 2, 2]], [])
 
 
 def test_a_replica_that_left_has_no_experts_and_a_stranger_is_not_believed() -> None:
@@ -368,3 +398,120 @@ def test_what_was_decided_is_tallied():
     assert tally.lost == 2 and router.state.replica_states() == []
     router.later(WAIT_S + 1)
     assert tally.denials == {"QUEUE_FULL": 1, "NO_REPLICA": 1}
+
+
+def scaled_router(target: int | None, replicas: str = "ab", **changes: object) -> Router:
+    """Two requests on each replica; a decision for so many, None: nobody has decided yet."""
+    router = Router(*(msgspec.structs.replace(info(name), **changes) for name in replicas), scales=True)
+    inbox = router.exchange("g", outbox(*(f"{i}" for i in range(2 * len(replicas)))))
+    assert len(inbox.grants) == 2 * len(replicas)
+    if target is not None:
+        router.state.scaled(Decided(target, "so it is."))
+    return router
+
+
+def stopped(router: Router, replica_id: str) -> set[str]:
+    """What is moved when that replica stops; it takes nothing more in any case."""
+    on_it = {request_id for _, request_id in router.state._batcher.running_on(replica_id)}
+    router.state.stop(replica_id, 1, router.now)
+    told = router.told()
+    assert replica_id not in {known.replica_id for known in told.roster or ()}
+    assert set(told.move) in (set(), on_it)
+    return set(told.move)
+
+
+def test_scaling_in_moves_what_the_stopping_replica_runs():
+    assert len(stopped(scaled_router(target=1), "b")) == 2
+    router = scaled_router(target=2, replicas="abcd")
+    assert len(stopped(router, "d")) == len(stopped(router, "c")) == 2
+
+
+def test_what_stops_for_another_reason_lets_its_streams_end():
+    assert not stopped(scaled_router(target=None), "b")  # not known: no
+    router = scaled_router(target=2)  # the session ends, or it is replaced
+    assert not stopped(router, "b") and not stopped(router, "a")
+    router = scaled_router(target=1)
+    assert stopped(router, "b") and not stopped(router, "a")  # to the last one nothing is left to move to
+
+
+def test_streams_move_to_replicas_of_their_own_version_only():
+    router = Router(info("a"), msgspec.structs.replace(info("b"), version="new"), scales=True)
+    router.exchange("g", outbox("1", "2", "3", "4"))
+    router.state.scaled(Decided(1, "so it is."))
+    assert not stopped(router, "b")
+
+
+def test_a_replica_that_is_drained_is_none_to_move_to():
+    router = scaled_router(target=1)
+    router.state.drain(DrainRequest(replica="a"), router.now)
+    assert not stopped(router, "b")
+
+
+def test_the_autoscaling_sees_all_that_arrives_but_what_resumes_or_has_no_quota():
+    router = Router(info(), max_queue=1, scales=True)
+    few = Tenant(name="few", requests_per_min=1)
+    tickets = [
+        Ticket(request_id="runs", prompt_tokens=100, max_tokens=10),
+        Ticket(request_id="waits", prompt_tokens=200, max_tokens=10),
+        Ticket(request_id="again", prompt_tokens=4000, max_tokens=10, resumed=True),
+        Ticket(request_id="full", prompt_tokens=300, max_tokens=10),
+    ]
+    for each in tickets:
+        router.exchange("g", Outbox(tickets=(each,)))
+    router.now += 10.0
+    report_ = router.state.observe_scaling(router.now)
+    assert report_ is not None and report_.seen.prompt_tokens_per_s == 60.0
+    assert report_.seen.output_tokens_per_s == 3.0 and report_.seen.running == 2
+    router = Router(info(), scales=True)
+    for name in "12":
+        ask = Ticket(request_id=name, prompt_tokens=50, max_tokens=10, tenant=few)
+        router.exchange("g", Outbox(tickets=(ask,)))
+    router.now += 10.0
+    report_ = router.state.observe_scaling(router.now)
+    assert report_ is not None and report_.seen.prompt_tokens_per_s == 5.0
+
+
+def test_the_autoscaling_sees_the_least_queue_and_what_was_attained():
+    router = Router(info(max_num_seqs=1), scales=True)
+    router.exchange("g", outbox("1", "2", "3"))
+    assert router.state.observe_scaling(router.now + 1.0).seen.queued == 0  # nobody waited before
+    router.later(1.0, "a")
+    seen = router.state.observe_scaling(router.now).seen
+    assert (seen.queued, seen.queued_tokens, seen.attainment) == (2, 2, None)
+    router.exchange("g", Outbox(released=(Released(request_id="1"), Released(request_id="2")), met=15, missed=5))
+    seen = router.state.observe_scaling(router.now + 2.0).seen
+    assert (seen.queued, seen.attainment) == (0, 0.75)
+
+
+def test_without_a_gateway_the_autoscaling_is_not_told_that_nothing_arrives():
+    router = Router(info(), gateways="", scales=True)
+    assert router.state.observe_scaling(router.now + 5.0).seen.prompt_tokens_per_s is None
+
+
+def test_status_tells_the_last_decision_and_why():
+    assert Router(info()).state.status()["autoscaling"] is None
+    router = Router(info("a"), scales=True)
+    assert router.state.status()["autoscaling"]["target"] is None
+    router.state.scaled(Decided(3, "Scale out from 1 to 3: so it is."))
+    assert router.state.status()["autoscaling"] == {
+        "target": 3,
+        "reason": "Scale out from 1 to 3: so it is.",
+        "ready": 1,
+        "loading": 2,
+    }
+
+
+def test_vitals_are_what_a_watcher_needs() -> None:
+    state = RouterState(ContinuousBatcher(Policy(WAIT_S)), max_queue=9)
+    state.join(msgspec.structs.replace(info("a"), actor_name="actor", version="v2"), 0.0)
+    state.join(info("b"), 0.0)
+    state.take("g", Resync(gateway="g"), 0.0)
+    state.take("g", Outbox(tickets=tuple(ticket(f"r{n}") for n in range(5))), 0.0)
+    state.decide(0.0)
+    state.take("g", Outbox(lost=(Lost(replica_id="b", epoch=1), Lost(replica_id="b", epoch=1))), 0.1)
+    state.leave("c", 1, 0.2)
+    told = state.vitals()
+    assert told.granted + told.waiting == 5 and told.granted > 0 and told.lost == 1
+    [replica] = told.replicas
+    assert (replica.replica_id, replica.epoch, replica.version, replica.actor_name) == ("a", 1, "v2", "actor")
+    assert replica.granted > 0 and not replica.draining

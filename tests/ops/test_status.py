@@ -44,6 +44,13 @@ def test_layers_that_agree_are_told_once():
     assert experts_by_layer([]) == ""
 
 
+def test_the_last_decision_of_the_autoscaling_is_shown_with_its_reason():
+    scaling = {"target": 3, "reason": "Scale out from 1 to 3: 90 tokens are queued.", "ready": 1, "loading": None}
+    shown = text({"autoscaling": scaling})
+    assert "Scale out from 1 to 3: 90 tokens are queued." in shown and "?" in shown and "None" not in shown
+    assert "autoscaling" not in text(REPORT | {"autoscaling": None})
+
+
 def test_replicas_and_the_place_of_each_expert_are_shown():
     shown = text(REPORT)
     assert "tiny-r1" in shown and "12%" in shown and "g0" in shown

@@ -1,0 +1,40 @@
+"""What the router tells of a replica, for `moray status` and the console. Pure."""
+
+from typing import Any
+
+import msgspec
+
+from cluster.batcher import ReplicaView
+
+
+def state_of(view: ReplicaView) -> str:
+    return "draining" if view.draining else "ready"
+
+
+def of_replica(view: ReplicaView, brief: bool = False) -> dict[str, Any]:
+    """One replica: where it is, what it can hold and holds; if not brief, which experts are on which of its shards."""
+    info, load = view.info, view.load
+    return {
+        "id": info.replica_id,
+        "state": state_of(view),
+        "epoch": info.epoch,
+        "version": info.version,
+        "address": f"{info.host}:{info.port}",
+        "engine": {"pid": info.engine_pid, "host": info.engine_host},
+        "capacity": msgspec.to_builtins(info.capacity),
+        "granted": view.in_flight,
+        "kv_tokens_granted": view.kv_in_flight,
+        "running": load.running if load else 0,
+        "waiting": load.waiting if load else 0,
+        "kv_used_fraction": load.kv_used if load else 0.0,
+        "shards": [
+            {
+                "rank": shard.ep_rank,
+                "pid": shard.pid,
+                "device": info.device,
+                "experts_by_layer": None if brief else [list(ids) for ids in shard.experts.values()],
+                "expert_bytes": shard.expert_bytes,
+            }
+            for shard in info.shards
+        ],
+    }
