@@ -84,6 +84,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         self.metrics_address = ""  # "host:port" of this gateway's metrics, which the router is told; set before it runs
         self._tell_times = tell_times
         self._talk = RouterTalk(router, self._all_open)
+        self.attained = self._talk.attained  # told of each request that ended: within the SLO or not
         self._gateway = gateway  # the id by which the router knows us
         self._live: dict[str, Live] = {}
         self._peers: dict[Key, Peer] = {}
@@ -147,10 +148,6 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             peer.unsent = [live for live in peer.unsent if live.request.request_id not in ids]
             if peer.connection is not None:
                 peer.connection.send(Kind.ABORT, [msgspec.msgpack.encode(ids)])
-
-    def attained(self, met: bool) -> None:
-        """A request has ended, within the SLO or not; the router hears of it."""
-        self._talk.attained(met)
 
     def shutdown(self, timeout: float | None = None) -> None:
         for task in self._tasks:

@@ -45,6 +45,11 @@ class Live:
     resumes: int = 0
     longest_gap_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        # Of a tool call's next turn, its time begins when the turn before it had ended.
+        before = self.context.records
+        self.arrived_at = before[-1].ended_at if before else self.context.arrived_at
+
     @property
     def verdict(self) -> Verdict:
         return self.context.verdict
@@ -87,7 +92,7 @@ class Live:
             prompt_tokens=len(self.request.prompt_token_ids or ()),
             cached_tokens=self.cached_tokens,
             output_tokens=len(self.delivered),
-            arrived_at=self.context.arrived_at,
+            arrived_at=self.arrived_at,
             queued_at=self.queued_at,
             granted_at=self.granted_at,
             submitted_at=self.sent_at,

@@ -317,6 +317,11 @@ class Router(_Group):
 class Metrics(_Group):
     """What is told to Prometheus and to a trace collector. `moray metrics` lists every metric."""
 
+    enabled: bool = Field(
+        True,
+        description="Keep metrics and traces of requests at the gateways. false serves none of them there, to measure "
+        "what they cost: `moray bench telemetry`.",
+    )
     port: int | None = Field(
         None,
         ge=1,

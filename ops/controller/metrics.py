@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from ops.anomaly.alarms import Alarm
 from ops.controller.news import Change, Healing
 from replicas import metrics
 from replicas.ray_metrics import Make, in_actor
@@ -14,10 +15,13 @@ class Metrics:
         self._alarms, self._healings = make(metrics.ALARMS), make(metrics.HEALINGS)
         self._counts: Counter[tuple[str, ...]] = Counter()  # since this process began
 
+    def stands(self, alarm: Alarm, raised: bool) -> None:
+        model, replica = alarm.labels.get("model", self._model), alarm.labels.get("replica", "")
+        self._raised.tell(float(raised), alarm.name, alarm.severity.value, model, replica)
+
     def changed(self, change: Change) -> None:
         alarm = change.alarm
-        model, replica = alarm.labels.get("model", self._model), alarm.labels.get("replica", "")
-        self._raised.tell(float(change.raised), alarm.name, alarm.severity.value, model, replica)
+        self.stands(alarm, change.raised)
         if change.raised:
             self._counts[alarm.name,] += 1
             self._alarms.tell(self._counts[alarm.name,], alarm.name)

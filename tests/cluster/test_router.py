@@ -499,3 +499,19 @@ def test_status_tells_the_last_decision_and_why():
         "ready": 1,
         "loading": 2,
     }
+
+
+def test_vitals_are_what_a_watcher_needs() -> None:
+    state = RouterState(ContinuousBatcher(Policy(WAIT_S)), max_queue=9)
+    state.join(msgspec.structs.replace(info("a"), actor_name="actor", version="v2"), 0.0)
+    state.join(info("b"), 0.0)
+    state.take("g", Resync(gateway="g"), 0.0)
+    state.take("g", Outbox(tickets=tuple(ticket(f"r{n}") for n in range(5))), 0.0)
+    state.decide(0.0)
+    state.take("g", Outbox(lost=(Lost(replica_id="b", epoch=1), Lost(replica_id="b", epoch=1))), 0.1)
+    state.leave("c", 1, 0.2)
+    told = state.vitals()
+    assert told.granted + told.waiting == 5 and told.granted > 0 and told.lost == 1
+    [replica] = told.replicas
+    assert (replica.replica_id, replica.epoch, replica.version, replica.actor_name) == ("a", 1, "v2", "actor")
+    assert replica.granted > 0 and not replica.draining

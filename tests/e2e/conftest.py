@@ -71,34 +71,6 @@ def two_replicas() -> Iterator[Session]:
         yield running
 
 
-# Hours in seconds: the load is averaged over seconds, and a replica that is in excess for some goes.
-QUICK = {
-    "experts.expert_parallel": "1",
-    "autoscaling.interval_s": "1",
-    "autoscaling.fast_s": "3",
-    "autoscaling.slow_s": "12",
-    "autoscaling.load_s": "15",
-    "autoscaling.scale_out_cool_down_s": "2",
-    "autoscaling.scale_in_cool_down_s": "2",
-    "autoscaling.scale_in_after_s": "3",
-}
-
-
-@pytest.fixture
-def scaled() -> Iterator[Session]:
-    """From one to two replicas."""
-    with session(QUICK | {"autoscaling.max_replicas": "2"}) as running:
-        yield running
-
-
-@pytest.fixture
-def from_none() -> Iterator[Session]:
-    """One replica or none."""
-    settings = {"autoscaling.max_replicas": "1", "autoscaling.min_replicas": "0", "autoscaling.idle_to_zero_s": "5"}
-    with session(QUICK | settings | {"autoscaling.load_s": "60"}) as running:
-        yield running
-
-
 @pytest.fixture(scope="session")
 def new_session() -> Callable[[Mapping[str, str]], AbstractContextManager[Session]]:
     """Starts a session with settings of its own."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -13,8 +15,36 @@ from chats import Answer, answer, stream
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+# Hours in seconds: the load is averaged over seconds, and a replica that is in excess for some goes. Batches of eight,
+# so that few clients are more than one replica's worth.
+QUICK = {
+    "experts.expert_parallel": "1",
+    "engine.max_num_seqs": "8",
+    "autoscaling.interval_s": "1",
+    "autoscaling.fast_s": "3",
+    "autoscaling.slow_s": "12",
+    "autoscaling.load_s": "15",
+    "autoscaling.scale_out_cool_down_s": "2",
+    "autoscaling.scale_in_cool_down_s": "2",
+    "autoscaling.scale_in_after_s": "3",
+}
 ASKED = 16  # different requests
-BUSY, CALM = 24, 3  # streams at a time, of which more than half a replica's and a tenth's worth
+BUSY, CALM = 24, 3  # streams at a time; a replica runs eight
+
+
+@pytest.fixture(scope="module")
+def scaled(new_session: Callable[..., Any]) -> Iterator[Any]:
+    """From one to two replicas."""
+    with new_session(QUICK | {"autoscaling.max_replicas": "2"}) as running:
+        yield running
+
+
+@pytest.fixture
+def from_none(new_session: Callable[..., Any]) -> Iterator[Any]:
+    """One replica or none."""
+    settings = {"autoscaling.max_replicas": "1", "autoscaling.min_replicas": "0", "autoscaling.idle_to_zero_s": "5"}
+    with new_session(QUICK | settings | {"autoscaling.load_s": "60"}) as running:
+        yield running
 
 
 class Load:
@@ -59,32 +89,58 @@ def replicas(scaled: Any) -> int:
     return len(scaled.status()["replicas"])
 
 
-def test_one_two_one_and_no_request_fails(scaled: Any) -> None:
-    async def undisturbed() -> list[Answer]:
+async def day(scaled: Any, at_noon: Callable[[], None] = lambda: None) -> list[tuple[int, Answer]]:
+    """From calm to busy, where two replicas are to work, to calm, where one is to be left. All answers."""
+    load = Load(scaled.url)
+    load.become(BUSY)
+    await until(lambda: replicas(scaled) == 2, 120, load)
+    # What they run is there when one of them is taken.
+    await until(lambda: all(replica["granted"] for replica in scaled.status()["replicas"]), 30, load)
+    await asyncio.to_thread(at_noon)
+    load.become(CALM)
+    await until(lambda: replicas(scaled) == 1, 120, load)
+    await until(lambda: scaled.status()["autoscaling"]["reason"].startswith("Stay at 1"), 30, load)
+    await load.end()
+    return load.answers
+
+
+@pytest.fixture(scope="module")
+def expected(scaled: Any) -> list[Answer]:
+    """Each request's answer by one replica, alone."""
+
+    async def one_by_one() -> list[Answer]:
         async with httpx.AsyncClient(base_url=scaled.url, timeout=120) as client:
             return [await (stream if i % 4 else answer)(client, i) for i in range(ASKED)]
 
-    async def day() -> tuple[list[tuple[int, Answer]], dict[str, Any]]:
-        load = Load(scaled.url)
-        load.become(BUSY)
-        await until(lambda: replicas(scaled) == 2, 120, load)
-        grown = scaled.status()["autoscaling"]
-        # Both work, and what they run is there when one of them is taken.
-        await until(lambda: all(replica["granted"] for replica in scaled.status()["replicas"]), 30, load)
-        load.become(CALM)
-        await until(lambda: replicas(scaled) == 1, 120, load)
-        await until(lambda: scaled.status()["autoscaling"]["reason"].startswith("Stay at 1"), 30, load)
-        await load.end()
-        return load.answers, grown
+    return asyncio.run(one_by_one())
 
-    expected = asyncio.run(undisturbed())
+
+def test_one_two_one_and_no_request_fails(scaled: Any, expected: list[Answer]) -> None:
+    noon: dict[str, Any] = {}
     assert replicas(scaled) == 1
-    answers, grown = asyncio.run(day())
-    assert grown["target"] == 2 and grown["reason"]
+    answers = asyncio.run(day(scaled, lambda: noon.update(scaled.status()["autoscaling"])))
+    assert (noon["target"], noon["ready"], noon["loading"]) == (2, 2, 0) and noon["reason"]
     assert {i for i, _ in answers} == set(range(ASKED))
     assert [(i, got) for i, got in answers if got != expected[i]] == []
     gateway = scaled.status()["gateway"]
     assert gateway["resumed"] == gateway["quarantined"] == 0, "a replica went before its streams had moved"
+
+
+def test_the_number_outlives_the_router(scaled: Any, expected: list[Answer]) -> None:
+    """A router that begins anew knows no load, no pace: nothing changes for it, and what follows goes on."""
+
+    def kill_the_router() -> None:
+        pid = scaled.status()["router"]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        while time.monotonic() < began + 5.0 or scaled.status()["autoscaling"]["target"] is None:
+            assert time.monotonic() < began + 60.0
+            time.sleep(0.5)
+        status = scaled.status()
+        assert status["router"]["pid"] != pid and status["autoscaling"]["target"] == len(status["replicas"]) == 2
+
+    answers = asyncio.run(day(scaled, kill_the_router))
+    assert [(i, got) for i, got in answers if got != expected[i]] == []
 
 
 def test_a_request_is_held_while_the_first_replica_loads(from_none: Any, eventually: Callable[..., Any]) -> None:
