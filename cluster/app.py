@@ -91,6 +91,7 @@ def gateway_spec(settings: Settings) -> "GatewaySpec":
         ttft_s=settings.router.ttft_slo_s,
         tpot_s=settings.router.tpot_slo_s,
         telemetry=TelemetrySpec(
+            enabled=settings.metrics.enabled,
             port=settings.metrics.port,
             gateways=settings.gateway.count,
             tenants=settings.metrics.tenants,

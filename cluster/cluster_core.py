@@ -31,7 +31,18 @@ from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from cluster.journal import ABORTED, DONE, OF_FINISH, Journal
-from cluster.live import HangWatch, Key, Live, Peer, Resources, Resumes, by_peer, key_of
+from cluster.live import (
+    HangWatch,
+    Key,
+    Live,
+    Peer,
+    Resources,
+    Resumes,
+    SeenReplica,
+    by_peer,
+    key_of,
+    seen_replicas,
+)
 from cluster.outcomes import Ending, RequestContext, context_of_request
 from cluster.router_link import RouterLink
 from cluster.router_talk import RouterTalk
@@ -162,6 +173,13 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     def granted_requests(self) -> int:
         return sum(live.grant is not None for live in self._live.values())
 
+    def seen(self) -> list[SeenReplica]:
+        return seen_replicas(self._peers.values(), self._live.values())
+
+    def take_hung(self) -> list[SeenReplica]:
+        """Replicas that were given up as hung since this was asked last."""
+        return self._hang_watch.take_found()
+
     # -- router -------------------------------------------------------------------------------------------------------
 
     def _release(self, live: Live, whole: bool = False) -> None:
@@ -273,7 +291,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
 
     def _message_from(self, peer: Peer) -> Callable[[Connection, Kind, list[bytes]], None]:
         def on_message(_: Connection, kind: Kind, buffers: list[bytes]) -> None:
-            peer.heard_at = time.monotonic()
+            peer.heard(kind)
             if kind is Kind.FRAME:
                 self._on_frame(peer, buffers)
             elif kind is Kind.GIVEN_BACK:
@@ -291,6 +309,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         outputs = self._decoder.decode(buffers)
         now, kept = time.monotonic(), []
         for output in outputs.outputs:
+            peer.tokens += len(output.new_token_ids)
             live = self._live.get(output.request_id)
             if live is None or live.grant is None or key_of(live.grant) != key_of(peer.info):
                 continue  # aborted, or running elsewhere by now

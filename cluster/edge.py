@@ -1,7 +1,7 @@
 """The gateway's HTTP edge: what surrounds vLLM's app. Plain ASGI, no vLLM, so that each token passes only a few lines.
 
 - Where API keys are configured, every request needs one; who it is goes with the request (`RequestContext`). Open
-  stay what load balancers probe, and the preflights of browsers, which carry no key.
+  stay what load balancers probe, the console's page, and the preflights of browsers, which carry no key.
 - A body over the limit is refused with 413 before it is parsed, whatever the app makes of its missing rest.
 - An ending that the cluster gave a request (no replica, say) becomes its HTTP status with Retry-After, for streams
   too: the response's head is held back until the first byte of its body exists. By then the tenant's quota is known
@@ -28,7 +28,8 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 TRACEPARENT_HEADER = "traceparent"  # W3C Trace Context
 TTFT_HEADER = "x-slo-ttft-ms"  # as llm-d calls it: milliseconds in which the client wants the first token
 _ERROR_EVENT = b'data: {"error"'
-_PROBES = frozenset({"/health", "/ping", "/version"})
+# Open where keys are asked for: what load balancers probe, and the console's page, which holds no data.
+_OPEN = frozenset({"/health", "/ping", "/version", "/console"})
 
 
 class Edge:
@@ -90,7 +91,7 @@ class Edge:
         """Who asks and what they want; its verdict is set if they may not enter."""
         ttft_s, problem = _wanted_ttft_s(headers.get(TTFT_HEADER), self._ttft_s)
         traceparent = headers.get(TRACEPARENT_HEADER)
-        if self._keys is None or scope["path"] in _PROBES or scope["method"] == "OPTIONS":
+        if self._keys is None or scope["path"] in _OPEN or scope["method"] == "OPTIONS":
             context = RequestContext(ttft_s=ttft_s, traceparent=traceparent)
         else:
             key = _presented_key(headers)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from experts.load import shard_tokens
-from experts.plan import Ints, imbalance
+from experts.placement import ShardPlacement
+from experts.plan import Floats, Ints, imbalance
 from replicas.messages import ExpertLoad, ReplicaInfo
 
 
@@ -19,26 +20,33 @@ def tokens_of(load: ExpertLoad) -> Ints:
 
 
 def expert_report(told: Iterable[tuple[ReplicaInfo, ExpertLoad]]) -> dict[str, Any]:
-    """`tokens` [MoE layer][expert] of all replicas together, and of each replica how even its shards' loads are.
+    """`tokens` [MoE layer][expert] and `shard_tokens` [MoE layer][rank] of all replicas together, and of each replica
+    how even its shards' loads are. `shard_tokens` is empty if the replicas have not the same number of shards.
 
     Empty if no replica has told anything, or if they disagree on the model's shape (two versions of one model).
     """
     told = list(told)
     shapes = {(load.layers, load.experts) for _, load in told}
     if len(shapes) != 1:
-        return {"layers": [], "tokens": [], "seconds": 0.0, "replicas": []}
+        return {"layers": [], "tokens": [], "shard_tokens": [], "seconds": 0.0, "replicas": []}
     infos, loads = zip(*told, strict=True)
+    by_shard = [shard_tokens(tokens_of(load), _shards(info, load)) for info, load in told]
+    alike = len({each.shape for each in by_shard}) == 1
     return {
         "layers": list(infos[0].shards[0].experts) if infos[0].shards else [],
         "tokens": np.sum([tokens_of(load) for load in loads], axis=0).tolist(),
+        "shard_tokens": np.sum(by_shard, axis=0).round(1).tolist() if alike else [],
         "seconds": max(load.seconds for load in loads),
-        "replicas": [_of_replica(info, load) for info, load in told],
+        "replicas": [_of_replica(*each) for each in zip(infos, loads, by_shard, strict=True)],
     }
 
 
-def _of_replica(info: ReplicaInfo, load: ExpertLoad) -> dict[str, Any]:
-    shards = info.shards if load.shards is None else load.shards
-    by_shard = shard_tokens(tokens_of(load), shards)
+def _shards(info: ReplicaInfo, load: ExpertLoad) -> tuple[ShardPlacement, ...]:
+    return info.shards if load.shards is None else load.shards
+
+
+def _of_replica(info: ReplicaInfo, load: ExpertLoad, by_shard: Floats) -> dict[str, Any]:
+    shards = _shards(info, load)
     return {
         "id": info.replica_id,
         "seconds": load.seconds,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cluster.journal import Journal
 from cluster.router_link import RayRouterLink
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from cluster.settings import Settings
 
 # Each is called as start(settings) beside the router's start: detached actors.
-COMPANIONS: tuple[str, ...] = ()
+COMPANIONS: tuple[str, ...] = ("ops.controller.start:start",)
 # Each is called as add(app, context) on the gateway's event loop, before it serves its first request.
-GATEWAY_ROUTES: tuple[str, ...] = ("ops.controller.routes:add",)
+GATEWAY_ROUTES: tuple[str, ...] = ("ops.console.routes:add", "ops.controller.routes:add")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class GatewayContext:
     gateway: str  # the id by which the router knows it
     router: RayRouterLink
     core: Any  # its ClusterCore, which this module may not import: that would bring vLLM to whoever starts the app
+    journal: Journal  # tells its listeners of each request that ended
     require_operator: Callable[["Request"], None]  # HTTPException 403 unless an operator's key asks; see Gateway
 
 

@@ -131,7 +131,7 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     tasks = ("generate",)
     app = vllm_app(args, tasks, config.model_config)
     await init_app_state(llm, app.state, args, tasks)
-    context = GatewayContext(spec.engine.model, gateway, router, core, partial(_require_operator, spec))
+    context = GatewayContext(spec.engine.model, gateway, router, core, journal, partial(_require_operator, spec))
     _add_own_routes(app, spec, router, core)
     add_routes(app, context)
     _adapt(app, spec)
@@ -250,10 +250,10 @@ def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, co
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
 
     @app.get("/moray/status")
-    async def status() -> dict[str, Any]:
-        """The cluster as the router sees it, and what this gateway has open."""
+    async def status(brief: bool = False) -> dict[str, Any]:
+        """The cluster as the router sees it, and what this gateway has open. `brief`: not which experts are where."""
         try:
-            told = await router.status()
+            told = await router.status(brief)
         except RouterGone as error:
             raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
         told["model"] = {"name": spec.engine.model, "path": spec.engine.engine_args["model"]}

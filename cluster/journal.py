@@ -34,7 +34,7 @@ class Ended(NamedTuple):
     prompt_tokens: int
     cached_tokens: int  # of the prompt, found in its replica's prefix cache
     output_tokens: int
-    arrived_at: float  # its HTTP request, at the edge
+    arrived_at: float  # its HTTP request, at the edge; of a further turn of one, the end of the turn before
     queued_at: float  # its ticket
     granted_at: float | None
     submitted_at: float | None  # sent to its replica

@@ -1,14 +1,15 @@
 """What ClusterCore keeps of each open request, and of each replica that it is connected to. Knows no vLLM."""
 
 import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.journal import Ended, Journal
 from cluster.outcomes import RequestContext, Verdict
 from replicas.messages import Grant, ReplicaInfo, Ticket
-from replicas.wire import Connection
+from replicas.wire import Connection, Kind
 
 DEATHS_TO_QUARANTINE = 2  # once may be chance; what has seen two replicas die may be what killed them
 
@@ -43,6 +44,11 @@ class Live:
     cached_tokens: int = 0
     resumes: int = 0
     longest_gap_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Of a tool call's next turn, its time begins when the turn before it had ended.
+        before = self.context.records
+        self.arrived_at = before[-1].ended_at if before else self.context.arrived_at
 
     @property
     def verdict(self) -> Verdict:
@@ -86,7 +92,7 @@ class Live:
             prompt_tokens=len(self.request.prompt_token_ids or ()),
             cached_tokens=self.cached_tokens,
             output_tokens=len(self.delivered),
-            arrived_at=self.context.arrived_at,
+            arrived_at=self.arrived_at,
             queued_at=self.queued_at,
             granted_at=self.granted_at,
             submitted_at=self.sent_at,
@@ -109,7 +115,32 @@ class Peer:
     connection: Connection | None = None  # None: connecting
     unsent: list[Live] = field(default_factory=list)  # granted before the connection stood
     heard_at: float = 0.0  # monotonic seconds
+    tokens: int = 0  # that came from it
+    signs: int = 0  # ALIVE: a step has ended which had no token for us
     leaving: bool = False  # it said that it stops by its own will
+
+    def heard(self, kind: Kind) -> None:
+        self.heard_at = time.monotonic()
+        self.signs += kind is Kind.ALIVE
+
+
+class SeenReplica(NamedTuple):
+    """A replica as this gateway sees it: who stands still says nothing of it, so what it gives is counted here."""
+
+    replica_id: str
+    epoch: int
+    version: str
+    running: int  # requests that it has of ours
+    tokens: int  # that came from it since we are connected
+    signs: int  # of life without a token, for prompts that take many steps
+
+
+def seen_replicas(peers: Iterable[Peer], live: Iterable[Live]) -> list[SeenReplica]:
+    running = Counter(key_of(one.grant) for one in live if one.grant is not None and one.submitted_at)
+    return [
+        SeenReplica(*key_of(peer.info), peer.info.version, running[key_of(peer.info)], peer.tokens, peer.signs)
+        for peer in peers
+    ]
 
 
 def by_peer(some: Iterable[Live], peers: Mapping[Key, Peer]) -> list[tuple[Peer, list[str]]]:
@@ -138,6 +169,13 @@ class HangWatch:
         self._limit_s = limit_s
         self.look_every_s = limit_s / 8
         self._looked_at = 0.0
+        self._found: deque[SeenReplica] = deque(maxlen=64)
+
+    def take_found(self) -> list[SeenReplica]:
+        """What `hung` found since this was asked last."""
+        taken = list(self._found)
+        self._found.clear()
+        return taken
 
     def hung(self, peers: Iterable[Peer], live: Iterable[Live], now: float) -> Iterator[Peer]:
         """Peers whose connection stands, silent for the limit although they have had a request of ours for as long."""
@@ -145,13 +183,14 @@ class HangWatch:
         if late:  # it was we who stood still: what they said meanwhile has yet to be read
             return
         since: dict[Key, float] = {}
-        for one in live:
+        for one in (live := list(live)):
             if one.grant is not None and one.submitted_at:
                 key = key_of(one.grant)
                 since[key] = min(since.get(key, now), one.submitted_at)
         for peer in peers:
             at = since.get(key_of(peer.info))
             if peer.connection is not None and at is not None and now - max(at, peer.heard_at) > self._limit_s:
+                self._found += seen_replicas([peer], live)
                 yield peer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from cluster.settings import Gateway, Machine, Settings
 
 # With so many CPUs or fewer, gateway, proxy, router and client want the CPU that the engine is on.
 FEW_CPUS = 4
+LEAST_NO_TOKEN_S = 3.0  # gateways report once a second: less would judge by one report or two
 NO_REPLICA_WAIT_S = 30.0
 
 
@@ -104,9 +105,22 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
                 }
             ),
             "router": settings.router.model_copy(update={"no_replica_wait_s": no_replica_wait_s}),
+            "alarms": settings.alarms.model_copy(update=_alarms(settings, filled)),
         }
     )
     return Resolved(resolved, reasons)
+
+
+def _alarms(settings: Settings, filled: Callable[..., Any]) -> dict[str, Any]:
+    alarms, router, hang_s = settings.alarms, settings.router, settings.replicas.hang_timeout_s
+    slo = ("router.ttft_slo_s", router.ttft_slo_s, 1.0), ("router.tpot_slo_s", router.tpot_slo_s, 0.05)
+    limits = {
+        name: filled(f"alarms.{name}", getattr(alarms, name), None, set_to or usual, key if set_to else f"no {key}")
+        for name, (key, set_to, usual) in zip(("ttft_s", "tpot_s"), slo, strict=True)
+    }
+    reason = f"replicas.hang_timeout_s {hang_s:g}"
+    no_token_s = filled("alarms.no_token_s", alarms.no_token_s, None, max(hang_s / 3.0, LEAST_NO_TOKEN_S), reason)
+    return limits | {"no_token_s": no_token_s}
 
 
 def _has_one_engine_here(settings: Settings, shards: int) -> bool:

@@ -22,10 +22,12 @@ from cluster.draining import Candidate, DrainRefused, DrainRequest, choose
 from cluster.expert_report import expert_report
 from cluster.outcomes import Ending
 from cluster.policies import CONTINUOUS, batcher
+from cluster.queue_report import queue_report
 from cluster.quotas import Quotas
 from cluster.router_metrics import Queue, RouterMetrics, Tally
 from cluster.router_status import of_replica, state_of
 from cluster.scaling_window import Decided, Report, ScalingWindow, status
+from cluster.vitals import Vitals, vitals
 from replicas.messages import Denial, ExpertLoad, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
 from replicas.router_handle import NAMESPACE, actor_name
 from replicas.wire import Connection, Kind
@@ -246,6 +248,10 @@ class RouterState:
         """See `expert_report`."""
         return expert_report((self._roster[replica_id], load) for replica_id, load in self._experts.items())
 
+    def queue_report(self, now: float) -> dict[str, Any]:
+        """See `queue_report`."""
+        return queue_report(self._batcher.waiting(), now)
+
     def metrics_addresses(self) -> list[str]:
         """ "host:port" of each gateway's metrics."""
         return sorted(address for address in self._gateways.values() if address)
@@ -258,10 +264,16 @@ class RouterState:
         """As in `status`, one for each replica."""
         return [state_of(replica) for replica in self._batcher.replicas()]
 
-    def status(self) -> dict[str, Any]:
-        """What the cluster holds, for `moray status` and the console."""
+    def vitals(self) -> Vitals:
+        return vitals(self._batcher, self.tally)
+
+    def status(self, brief: bool = False) -> dict[str, Any]:
+        """What the cluster holds, for `moray status` and the console.
+
+        `brief`: not which experts are where. With 256 replicas of 8 shards of 58 layers that is 0.3 MB of JSON, not 18.
+        """
         return {
-            "replicas": [of_replica(view) for view in self._batcher.replicas()],
+            "replicas": [of_replica(view, brief) for view in self._batcher.replicas()],
             "gateways": [{"id": id, "metrics": metrics} for id, metrics in sorted(self._gateways.items())],
             "router": {"queued": self._batcher.queued, "granted": self._batcher.placed},
             "tenants": self._quotas.status(),
@@ -377,9 +389,13 @@ class Router:
     async def metrics_addresses(self) -> dict[str, list[str]]:
         return {"gateways": self._state.metrics_addresses()}
 
-    async def status(self) -> dict[str, Any]:
-        status = self._state.status()
+    async def vitals(self) -> Vitals:
+        return self._state.vitals()
+
+    async def status(self, brief: bool = False) -> dict[str, Any]:
+        status = self._state.status(brief)
         status["router"]["pid"] = os.getpid()
+        status["queue"] = self._state.queue_report(time.monotonic())
         return status
 
 

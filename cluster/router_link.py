@@ -75,9 +75,9 @@ class RayRouterLink:
             raise DrainRefused(refusal)
         return answer["replica"]
 
-    async def status(self) -> dict[str, Any]:
-        """What the router holds. Raises RouterGone."""
-        return await self._ask("status")
+    async def status(self, brief: bool = False) -> dict[str, Any]:
+        """What the router holds: `RouterState.status`. Raises RouterGone."""
+        return await self._ask("status", brief)
 
     async def experts(self) -> dict[str, Any]:
         """What the experts were given: `expert_report`. Raises RouterGone."""
@@ -87,9 +87,10 @@ class RayRouterLink:
         """ "host:port" of each gateway's metrics. Raises RouterGone."""
         return list((await self._ask("metrics_addresses"))["gateways"])
 
-    async def _ask(self, method: str) -> dict[str, Any]:
+    async def _ask(self, method: str, *arguments: Any) -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = await getattr(await find_router(self._model, CONNECT_TIMEOUT_S), method).remote()
+            router = await find_router(self._model, CONNECT_TIMEOUT_S)
+            answer: dict[str, Any] = await getattr(router, method).remote(*arguments)
         except (ray.exceptions.RayError, OSError) as error:
             raise RouterGone(f"{type(error).__name__}: {error}") from error
         return answer

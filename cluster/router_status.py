@@ -11,13 +11,14 @@ def state_of(view: ReplicaView) -> str:
     return "draining" if view.draining else "ready"
 
 
-def of_replica(view: ReplicaView) -> dict[str, Any]:
-    """One replica: where it is, what it can hold and holds, and which experts are on which of its shards."""
+def of_replica(view: ReplicaView, brief: bool = False) -> dict[str, Any]:
+    """One replica: where it is, what it can hold and holds; if not brief, which experts are on which of its shards."""
     info, load = view.info, view.load
     return {
         "id": info.replica_id,
         "state": state_of(view),
         "epoch": info.epoch,
+        "version": info.version,
         "address": f"{info.host}:{info.port}",
         "engine": {"pid": info.engine_pid, "host": info.engine_host},
         "capacity": msgspec.to_builtins(info.capacity),
@@ -31,7 +32,7 @@ def of_replica(view: ReplicaView) -> dict[str, Any]:
                 "rank": shard.ep_rank,
                 "pid": shard.pid,
                 "device": info.device,
-                "experts_by_layer": [list(ids) for ids in shard.experts.values()],
+                "experts_by_layer": None if brief else [list(ids) for ids in shard.experts.values()],
                 "expert_bytes": shard.expert_bytes,
             }
             for shard in info.shards

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from cluster.alarm_settings import Alarms
 from cluster.autoscaling_settings import Autoscaling
 from cluster.policies import CONTINUOUS, POLICIES
 from cluster.settings_group import Group as _Group
@@ -316,6 +317,11 @@ class Router(_Group):
 class Metrics(_Group):
     """What is told to Prometheus and to a trace collector. `moray metrics` lists every metric."""
 
+    enabled: bool = Field(
+        True,
+        description="Keep metrics and traces of requests at the gateways. false serves none of them there, to measure "
+        "what they cost: `moray bench telemetry`.",
+    )
     port: int | None = Field(
         None,
         ge=1,
@@ -381,6 +387,7 @@ class Settings(_Group):
     router: Router = Router()
     autoscaling: Autoscaling = Autoscaling()
     metrics: Metrics = Metrics()
+    alarms: Alarms = Alarms()
     ray: Ray = Ray()
     log: Log = Log()
 

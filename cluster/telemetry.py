@@ -13,6 +13,7 @@ from cluster.request_metrics import RequestMetrics, Slo, serve
 class TelemetrySpec(msgspec.Struct, frozen=True, kw_only=True):
     """The settings group `metrics`, as plain values; its defaults."""
 
+    enabled: bool = True
     port: int | None = None
     gateways: int = 1  # of which several may be on one machine
     tenants: int = 100
@@ -28,11 +29,13 @@ def start_telemetry(
     listen: str | None,
     open_requests: Callable[[], int],
 ) -> str:
-    """Adds its listeners to the journal; returns "host:port" of the metrics. Raises NoPort.
+    """Adds its listeners to the journal; returns "host:port" of the metrics, "" where there are none. Raises NoPort.
 
     They are served from the registry that vLLM's are in, so that one scrape finds both; `listen` is the address, None:
     that of the Ray node.
     """
+    if not spec.enabled:
+        return ""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, and nobody asks for it
     journal.listeners.append(RequestMetrics(journal.model, slo, spec.tenants, REGISTRY, open_requests))
     if spec.otlp_endpoint is not None:

@@ -1,4 +1,5 @@
-"""Traces of requests for an OpenTelemetry collector: a span for each HTTP request, under it one for each of its stages.
+"""Traces of requests for an OpenTelemetry collector: a span for each HTTP request, under it one for each of its stages
+(where n>1 asks for several samples, under one for each of these).
 
 Made of the journal's records when the request is over, so that nothing happens on a token's way. The client's own span
 is the parent where it sent a `traceparent`, whose sampled flag is heeded.
@@ -45,27 +46,30 @@ class RequestTraces(Listener):
         self._propagator = TraceContextTextMapPropagator()
 
     def answered(self, context: RequestContext, at: float) -> None:
-        offset_ns = time.time_ns() - time.monotonic_ns()
-
-        def ns(monotonic_s: float) -> int:
-            return int(monotonic_s * 1e9) + offset_ns
-
         parent = Context()
         if context.traceparent:
             parent = self._propagator.extract({"traceparent": context.traceparent}, parent)
-        span = self._tracer.start_span(
-            "request", parent, SpanKind.SERVER, _of_request(context), start_time=ns(context.arrived_at)
-        )
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        begin, end = _ns(context.arrived_at, offset_ns), _ns(at, offset_ns)
+        records = context.records
+        attributes = _of_request(context) | (_of_record(records[0]) if len(records) == 1 else {})
+        span = self._tracer.start_span("request", parent, SpanKind.SERVER, attributes, start_time=begin)
         if span.is_recording():
-            if failed := [r.ending for r in context.records if r.ending not in (DONE, ABORTED)]:
+            if failed := [r.ending for r in records if r.ending not in (DONE, ABORTED)]:
                 span.set_status(StatusCode.ERROR, failed[0])
             within = set_span_in_context(span, Context())
-            for record in context.records:
-                attributes = _of_record(record)
-                for stage, begin, end in stage_times(record, at):
-                    child = self._tracer.start_span(stage, within, SpanKind.INTERNAL, attributes, start_time=ns(begin))
-                    child.end(ns(end))
-        span.end(ns(at))
+            for record in records:
+                if len(records) == 1:
+                    self._stages(within, record, at, offset_ns)
+                    continue
+                sample = self._tracer.start_span("sample", within, attributes=_of_record(record), start_time=begin)
+                self._stages(set_span_in_context(sample, Context()), record, at, offset_ns)
+                sample.end(end)
+        span.end(end)
+
+    def _stages(self, within: Context, record: Ended, answered_at: float, offset_ns: int) -> None:
+        for stage, begin, end in stage_times(record, answered_at):
+            self._tracer.start_span(stage, within, start_time=_ns(begin, offset_ns)).end(_ns(end, offset_ns))
 
     def flush(self) -> None:
         """Sends all that is finished, and waits for it."""
@@ -80,6 +84,11 @@ def stage_times(record: Ended, answered_at: float) -> Iterator[tuple[str, float,
             return
         end = times[number] if number < len(times) else answered_at
         yield stage, begin, record.ended_at if end is None else end
+
+
+def _ns(monotonic_s: float, offset_ns: int) -> int:
+    """Nanoseconds since 1970."""
+    return int(monotonic_s * 1e9) + offset_ns
 
 
 def _of_request(context: RequestContext) -> Attributes:

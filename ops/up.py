@@ -189,6 +189,7 @@ def _announce(console: Console, settings: Settings, url: str, dashboard_url: str
         "max_tokens": 256,
     }
     console.print(f"\n[bold green]ready[/] {settings.model.served_name} at [bold]{url}[/] (OpenAI API under /v1)")
+    console.print(f"Console: {url}/console")
     if dashboard_url:
         console.print(f"Ray's dashboard: {dashboard_url}")
     key = ' -H "Authorization: Bearer $MORAY_API_KEY"' if settings.gateway.keys_file else ""

@@ -65,6 +65,7 @@ class Replica:
             shards=ready.shards,
             load_s=load_s,
             expert_share=_expert_share(Path(self._spec.engine_args["model"])),
+            actor_name=ray.get_runtime_context().get_actor_name() or "",
         )
         self._load = CoreLoad(0, 0, 0.0)
         self._heard = time.monotonic()  # from the core

@@ -9,6 +9,15 @@ from hypothesis import settings
 
 from experts.linux import remove_unmapped_shared_memory
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--screenshots",
+        metavar="DIR",
+        help="with tests/e2e/test_console.py: write pictures of the console there (ops/console/screenshots)",
+    )
+
+
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 

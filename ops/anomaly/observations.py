@@ -30,6 +30,18 @@ class ReplicaReport(NamedTuple):
     tokens: int  # that it gave since it started, prefilled ones included
 
 
+class ReplicaHung(NamedTuple):
+    """A gateway gave the replica up: it had requests and ended no step for `replicas.hang_timeout_s`.
+
+    They have gone on elsewhere, so that no ReplicaReport will show it standing still any more.
+    """
+
+    at_s: float
+    model: str
+    replica: str
+    running: int  # requests that it had of that gateway
+
+
 class ModelReport(NamedTuple):
     """One model, as its router sees it."""
 
@@ -58,4 +70,4 @@ class ReplicaGone(NamedTuple):
     replica: str
 
 
-Observation = Request | ReplicaReport | ModelReport | ExpertReport | ReplicaGone
+Observation = Request | ReplicaReport | ReplicaHung | ModelReport | ExpertReport | ReplicaGone

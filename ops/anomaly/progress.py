@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from ops.anomaly.alarms import Answer, Kind, ReplicaLabels, Severity, Verdict, labelled
-from ops.anomaly.observations import ModelReport, Observation, ReplicaReport
+from ops.anomaly.observations import ModelReport, Observation, ReplicaHung, ReplicaReport
 
 NOT_SERVING = Kind("up-but-not-serving", Severity.PAGE)
 STUCK_QUEUE = Kind("stuck-queue", Severity.PAGE)
@@ -40,6 +40,14 @@ class NotServing:
         self.bounds, self.state = bounds, standing
 
     def observe(self, seen: Observation) -> Iterable[Verdict]:
+        if isinstance(seen, ReplicaHung):
+            yield Verdict(
+                NOT_SERVING,
+                labelled(seen.model, seen.replica),
+                Answer.YES,
+                f"Replica {seen.replica} of {seen.model} hung: a gateway gave it up with {seen.running} requests, which"
+                " went on elsewhere.",
+            )
         if not isinstance(seen, ReplicaReport):
             return
         fresh = Standing(seen.at_s, seen.tokens, None)

@@ -42,7 +42,7 @@ SORTS = (
     _sort("frozen replica", 5, "up-but-not-serving", LATENCY, True),
     _sort("overload burst", 15, "slo-burn-fast model-latency", LATENCY),
     _sort("error burst", 3, "error-burst", LATENCY),
-    _sort("gradual drift of TPOT (to 1.8x in 6 h)", 360, "tpot-drift", LATENCY),
+    _sort("gradual drift of TPOT (to 1.8x in 6 h)", 360, "tpot-drift", LATENCY - {"ttft-drift"}),
     _sort("slow prefill (1.6x)", 120, "ttft-drift", frozenset({"slo-burn-slow"})),
     _sort("flapping replica", 12, "replica-flapping"),
     _sort("skewed experts", 20, "expert-imbalance"),

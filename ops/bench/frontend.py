@@ -38,9 +38,9 @@ def measure(rounds: int, output_tokens: int, stream_interval: int, report: Calla
     spec = msgspec.json.encode(engine_spec(settings)).decode()
     with own_session(overrides) as session, DirectEngine(spec) as direct:
         url = session.url
-        bodies = {c: _bodies(settings.model.served_name, max(16, 4 * c), output_tokens) for c in CONCURRENCIES}
+        bodies = {c: bodies_of(settings.model.served_name, max(16, 4 * c), output_tokens) for c in CONCURRENCIES}
         prompts = {c: _token_ids(url, bodies[c]) for c in CONCURRENCIES}
-        cpu = _Cpu(url)
+        cpu = HopCpu(url)
         through: dict[int, list[Load]] = {c: [] for c in CONCURRENCIES}
         alone: dict[int, list[Result]] = {c: [] for c in CONCURRENCIES}
         hops: list[dict[str, float]] = []
@@ -90,7 +90,7 @@ def _figures(
     return out
 
 
-def _bodies(model: str, count: int, output_tokens: int) -> list[dict[str, Any]]:
+def bodies_of(model: str, count: int, output_tokens: int) -> list[dict[str, Any]]:
     return [
         {
             "model": model,
@@ -115,7 +115,7 @@ def _token_ids(url: str, bodies: Sequence[dict[str, Any]]) -> list[list[int]]:
         ]
 
 
-class _Cpu:
+class HopCpu:
     """CPU seconds of each hop since it started, read from /proc."""
 
     def __init__(self, url: str) -> None:

@@ -190,6 +190,19 @@ async def test_a_request_is_written_down_with_its_times(cluster):
     assert second.granted_at >= first.last_token_at
 
 
+async def test_a_further_turn_of_one_http_request_has_its_own_time(cluster):
+    cluster.host(step_s=0.01)
+    token = context_of_request.set(RequestContext())
+    for turn in ("first", "second"):
+        cluster.tokens[turn] = []
+        cluster.prompts[turn] = [1], 10
+        await cluster.core.add_request_async(request(turn, [1], 10))
+        await cluster.all_end()
+    context_of_request.reset(token)
+    first, second = cluster.heard.records
+    assert first.ended_at == second.arrived_at and second.ttft_s < 0.09
+
+
 async def test_a_stop_string_ends_a_request_well_and_a_client_that_goes_does_not(cluster):
     cluster.host(step_s=0.005)
     await cluster.ask_many(2, max_tokens=400)

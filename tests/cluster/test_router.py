@@ -304,6 +304,14 @@ def test_replicas_that_are_gone_leave_nothing_behind(lives):
     assert router.state._heard == router.state._roster == {}
 
 
+def test_a_brief_status_tells_all_but_which_experts_are_where() -> None:
+    state = Router(sharded("a")).state
+    whole, brief = state.status(), state.status(brief=True)
+    [of_whole], [of_brief] = (told["replicas"][0].pop("shards")[:1] for told in (whole, brief))
+    assert (of_whole.pop("experts_by_layer"), of_brief.pop("experts_by_layer")) == ([[0, 1]], None)
+    assert (whole, of_whole) == (brief, of_brief)
+
+
 # -- experts ----------------------------------------------------------------------------------------------------------
 
 
@@ -323,12 +331,19 @@ def told(replica_id: str, *tokens: int, epoch: int = 1) -> LoadReport:
 
 def test_experts_loads_are_summed_over_replicas_and_split_by_shard() -> None:
     router = Router(sharded("a"), sharded("b"))
-    assert router.state.experts() == {"layers": [], "tokens": [], "seconds": 0.0, "replicas": []}
+    assert router.state.experts() == {
+        "layers": [],
+        "tokens": [],
+        "shard_tokens": [],
+        "seconds": 0.0,
+        "replicas": [],
+    }
     router.state.report(told("a", 6, 0, 1, 1), router.now)
     router.state.report(told("b", 1, 1, 1, 1), router.now)
     router.state.report(report("b"), router.now)  # without news: what it told last stays
     found = router.state.experts()
     assert (found["layers"], found["tokens"]) == (["model.layers.0.mlp.experts"], [[7, 1, 2, 2]])
+    assert found["shard_tokens"] == [[8.0, 4.0]]
     assert found["replicas"][0] == {
         "id": "a",
         "seconds": 5.0,
@@ -336,6 +351,15 @@ def test_experts_loads_are_summed_over_replicas_and_split_by_shard() -> None:
         "shards": [{"rank": 0, "tokens": 6.0}, {"rank": 1, "tokens": 2.0}],
         "shard_max_over_mean": [1.5],
     }
+
+
+def test_shards_of_unlike_layouts_are_not_summed() -> None:
+    router = Router(sharded("a"), msgspec.structs.replace(info("b"), shards=(shard(0, 0, 1, 2, 3),)))
+    router.state.report(told("a", 6, 0, 1, 1), router.now)
+    assert router.state.experts()["shard_tokens"] == [[6.0, 2.0]]
+    router.state.report(told("b", 1, 1, 1, 1), router.now)
+    found = router.state.experts()
+    assert (found["tokens"], found["shard_tokens"]) == ([[7, 1, 2, 2]], [])
 
 
 def test_a_replica_that_left_has_no_experts_and_a_stranger_is_not_believed() -> None:
@@ -475,3 +499,19 @@ def test_status_tells_the_last_decision_and_why():
         "ready": 1,
         "loading": 2,
     }
+
+
+def test_vitals_are_what_a_watcher_needs() -> None:
+    state = RouterState(ContinuousBatcher(Policy(WAIT_S)), max_queue=9)
+    state.join(msgspec.structs.replace(info("a"), actor_name="actor", version="v2"), 0.0)
+    state.join(info("b"), 0.0)
+    state.take("g", Resync(gateway="g"), 0.0)
+    state.take("g", Outbox(tickets=tuple(ticket(f"r{n}") for n in range(5))), 0.0)
+    state.decide(0.0)
+    state.take("g", Outbox(lost=(Lost(replica_id="b", epoch=1), Lost(replica_id="b", epoch=1))), 0.1)
+    state.leave("c", 1, 0.2)
+    told = state.vitals()
+    assert told.granted + told.waiting == 5 and told.granted > 0 and told.lost == 1
+    [replica] = told.replicas
+    assert (replica.replica_id, replica.epoch, replica.version, replica.actor_name) == ("a", 1, "v2", "actor")
+    assert replica.granted > 0 and not replica.draining

@@ -46,6 +46,12 @@ def session(settings: Mapping[str, str]) -> Iterator[Session]:
 
 
 @pytest.fixture(scope="session")
+def started() -> Callable[[Mapping[str, str]], AbstractContextManager[Session]]:
+    """For a session with settings of a test's own."""
+    return session
+
+
+@pytest.fixture(scope="session")
 def sharded() -> Iterator[Session]:
     """The default: one replica, its experts on two shards, the engine core in its own process."""
     with session({}) as running:

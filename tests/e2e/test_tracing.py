@@ -83,7 +83,7 @@ def test_a_request_arrives_at_the_collector_with_its_stages(
     times = [spans[stage].start_time_unix_nano for stage in STAGES] + [spans["stream"].end_time_unix_nano]
     assert times == sorted(times)
     assert (times[0], times[-1]) == (whole.start_time_unix_nano, whole.end_time_unix_nano)
-    attributes = {a.key: a.value.int_value or a.value.string_value for a in spans["decode"].attributes}
+    attributes = {a.key: a.value.int_value or a.value.string_value for a in whole.attributes}
     assert attributes["gen_ai.usage.output_tokens"] == 60 and attributes["moray.ending"] == "DONE"
     (replica,) = traced.status()["replicas"]
     assert attributes["moray.replica"] == replica["id"]

@@ -1,0 +1,45 @@
+"""What the router tells once a second whoever watches it: little, for it is asked often. `status` tells all."""
+
+import msgspec
+
+from cluster.batcher import Batcher
+from cluster.router_metrics import Tally
+
+
+class ReplicaVitals(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica in the router's roster: it reports, so its process lives and its core does not stand still for long."""
+
+    replica_id: str
+    epoch: int
+    version: str  # of the model; "" where there is one only
+    actor_name: str  # of its Ray actor, in Serve's namespace; "": not known
+    draining: bool
+    granted: int  # requests that it has and that were not released
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters begin anew when the router is restarted."""
+
+    waiting: int  # tickets without a grant
+    granted: int  # grants since the start
+    lost: int  # replicas lost since the start: gone without a word, not scaled in or stopped
+    replicas: tuple[ReplicaVitals, ...]
+
+
+def vitals(batcher: Batcher, tally: Tally) -> Vitals:
+    return Vitals(
+        waiting=batcher.queued,
+        granted=tally.grants,
+        lost=tally.lost,
+        replicas=tuple(
+            ReplicaVitals(
+                replica_id=info.replica_id,
+                epoch=info.epoch,
+                version=info.version,
+                actor_name=info.actor_name,
+                draining=draining,
+                granted=in_flight,
+            )
+            for info, _, in_flight, _, draining in batcher.replicas()
+        ),
+    )

@@ -1,0 +1,39 @@
+"""The controller tells exactly what the catalogue says that it tells."""
+
+from __future__ import annotations
+
+from ops.anomaly.alarms import Alarm, Severity
+from ops.controller.metrics import Metrics
+from ops.controller.news import Change, Healing
+from replicas.metrics import Metric, Teller, of
+
+
+class Told:
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self.values: list[tuple[float, ...]] = []
+
+    def tell(self, value: float, *labels: str) -> None:
+        assert len(labels) == len(self.metric.labels)
+        self.values.append((value, *labels))
+
+
+def test_each_metric_of_the_controller_is_told() -> None:
+    made: dict[str, Told] = {}
+
+    def make(metric: Metric) -> Told:
+        return made.setdefault(metric.name, Told(metric))
+
+    metrics = Metrics("m", make)
+    alarm = Alarm("stuck-queue", Severity.PAGE, "Why.", "stuck-queue", {"model": "m"}, 1.0)
+    for raised in (True, False, True):
+        metrics.changed(Change(1.0, raised, alarm))
+    metrics.healed(Healing(1.0, "a", "m", "drain", "done", "Why."))
+    metrics.looked(None)
+    metrics.looked(0.5)
+    assert set(made) == {metric.name for metric in of(Teller.CONTROLLER)}
+    assert [value[0] for value in made["moray_alarm_raised"].values] == [1.0, 0.0, 1.0]
+    assert made["moray_alarm_raised"].values[0][1:] == ("stuck-queue", "page", "m", "")
+    assert made["moray_alarms_total"].values == [(1, "stuck-queue"), (2, "stuck-queue")]
+    assert made["moray_healings_total"].values == [(1, "drain", "done")]
+    assert made["moray_watch_lag_seconds"].values == [(0.5,)]

@@ -1,0 +1,156 @@
+"""Many gateways and one router become observations; and nobody's silence is taken for a replica's."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from ended import RECORD
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.live import SeenReplica
+from cluster.outcomes import Ending
+from cluster.vitals import ReplicaVitals, Vitals
+from ops.anomaly.monitor import Monitor
+from ops.anomaly.observations import ModelReport, ReplicaGone, ReplicaReport, Request
+from ops.controller.reports import Batch, EndedRequest, of_interest
+from ops.controller.watch import Known, Watch
+
+
+def seen(replica: str = "a", running: int = 1, tokens: int = 0, signs: int = 0, epoch: int = 1) -> SeenReplica:
+    return SeenReplica(replica, epoch, "", running, tokens, signs)
+
+
+def batch(*replicas: SeenReplica, gateway: str = "g", late: bool = False, **more: object) -> Batch:
+    fields = {"requests": (), "hung": (), "dropped": 0} | more
+    return Batch(gateway=gateway, late=late, replicas=replicas, **fields)
+
+
+def vitals(*replicas: str, draining: bool = False, version: str = "") -> Vitals:
+    there = tuple(
+        ReplicaVitals(replica_id=r, epoch=1, version=version, actor_name=f"actor-{r}", draining=draining, granted=1)
+        for r in replicas
+    )
+    return Vitals(waiting=2, granted=7, lost=1, replicas=there)
+
+
+def reports(watch: Watch, now: float, told: Vitals | None, alive: dict[str, bool] | None = None) -> dict[str, object]:
+    found = watch.look(now, told, alive or {})
+    return {one.replica: one for one in found if isinstance(one, ReplicaReport | ReplicaGone)}
+
+
+def test_a_replicas_tokens_are_the_sum_of_what_its_gateways_saw() -> None:
+    watch = Watch("m")
+    list(watch.take(0.0, batch(seen(tokens=100), gateway="old")))  # what it gave before is not known to be new
+    list(watch.take(0.0, batch(gateway="young")))
+    list(watch.take(1.0, batch(seen(tokens=130, running=2), gateway="old")))
+    list(watch.take(1.0, batch(seen(tokens=5, signs=1), gateway="young")))
+    assert reports(watch, 1.5, vitals("a"))["a"] == ReplicaReport(1.5, "m", "a", True, 3, 36)
+    list(watch.take(2.0, batch(seen(tokens=4), gateway="young")))  # it has connected anew
+    assert reports(watch, 2.5, vitals("a"))["a"].tokens == 40
+    assert [one for one in watch.look(3.0, vitals("a"), {}) if isinstance(one, ModelReport)] == [
+        ModelReport(3.0, "m", 2, 7, 1)
+    ]
+
+
+def test_a_gateway_that_is_late_or_silent_says_nothing_of_its_replicas() -> None:
+    watch = Watch("m")
+    list(watch.take(0.0, batch(seen())))
+    list(watch.take(1.0, batch(seen(running=4))))
+    assert reports(watch, 1.5, vitals("a"))["a"].running == 4
+    assert reports(watch, 5.0, vitals("a"))["a"].running == 0, "its last word is old"
+    list(watch.take(6.0, batch(seen(running=4), late=True)))
+    assert reports(watch, 6.5, vitals("a"))["a"].running == 0, "it stood still itself"
+
+
+def test_a_gateway_that_hangs_raises_no_alarm_and_a_replica_that_does_one() -> None:
+    for gateway_hangs in (True, False):
+        watch, monitor, raised = Watch("m"), Monitor(), []
+        for second in range(30):
+            now = float(second)
+            observations = []
+            if second < 5 or not gateway_hangs:
+                observations += watch.take(now, batch(seen(running=3, tokens=10 * min(second, 5))))
+            observations += watch.look(now + 0.5, vitals("a"), {})
+            raised += [event for one in observations for event in monitor.observe(one)]
+        assert [(e.alarm.name, e.raised) for e in raised if e.alarm.name == "up-but-not-serving"] == (
+            [] if gateway_hangs else [("up-but-not-serving", True)]
+        )
+        if not gateway_hangs:
+            assert 5.0 + 10.0 <= raised[0].at_s <= 5.0 + 13.0
+
+
+def test_a_long_prompt_is_no_standstill() -> None:
+    watch, monitor = Watch("m"), Monitor()
+    for second in range(60):
+        observations = [*watch.take(float(second), batch(seen(signs=2 * second))), *watch.look(second, vitals("a"), {})]
+        events = [event for one in observations for event in monitor.observe(one)]
+        assert not [event for event in events if event.alarm.name == "up-but-not-serving"]
+
+
+def test_a_hung_replica_that_its_gateway_gave_up_is_told_and_ends_with_its_process() -> None:
+    watch, monitor = Watch("m"), Monitor()
+    list(watch.look(0.0, vitals("a", "b"), {}))
+    [event] = [e for o in watch.take(1.0, batch(hung=(seen(running=2),))) for e in monitor.observe(o)]
+    assert event.raised and event.alarm.name == "up-but-not-serving" and event.alarm.labels["replica"] == "a"
+    assert watch.doubtful(vitals("b")) == {"a": "actor-a"}
+    assert isinstance(reports(watch, 2.0, vitals("b"), {"a": True})["a"], ReplicaReport), "its process is there"
+    gone = reports(watch, 3.0, vitals("b"), {"a": False})["a"]
+    assert [(e.raised, e.alarm.name) for e in monitor.observe(gone)] == [(False, "up-but-not-serving")]
+
+
+def test_one_that_went_while_nobody_watched_is_gone_all_the_same() -> None:
+    before = Watch("m")
+    list(before.look(0.0, vitals("a"), {}))
+    known = msgspec.json.decode(msgspec.json.encode(before.state.known), type=dict[str, Known])
+    after = Watch("m", known)
+    assert after.doubtful(vitals("b")) == {"a": "actor-a"}
+    assert isinstance(reports(after, 9.0, vitals("b"), {"a": False})["a"], ReplicaGone)
+
+
+def test_while_the_router_is_away_nobody_is_gone() -> None:
+    watch = Watch("m")
+    list(watch.look(0.0, vitals("a"), {}))
+    assert watch.doubtful(None) == {}
+    assert reports(watch, 500.0, None)["a"].healthy is True
+
+
+def test_one_of_which_nobody_knows_anything_is_forgotten_after_a_minute() -> None:
+    watch = Watch("m")
+    list(watch.take(0.0, batch(hung=(seen("ghost"),))))
+    assert isinstance(reports(watch, 59.0, vitals())["ghost"], ReplicaReport)
+    assert isinstance(reports(watch, 61.0, vitals())["ghost"], ReplicaGone)
+
+
+def test_requests_have_their_own_time_and_their_versions_name() -> None:
+    watch = Watch("m")
+    request = EndedRequest(4.0, "v2", "a", 10, 0.5, 0.01, False, False)
+    [told] = watch.take(100.0, batch(requests=(request,)))
+    assert told == Request(96.0, "m@v2", "a", 10, 0.5, 0.01)
+    assert watch.history.report(100.0)["rows"][0]["requests"] == 1
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["g", "h"]), st.booleans(), st.integers(0, 50), st.integers(0, 3)), max_size=30)
+)
+def test_the_sum_never_falls(history) -> None:
+    watch, last = Watch("m"), 0
+    for now, (gateway, late, tokens, running) in enumerate(history):
+        list(watch.take(float(now), batch(seen(tokens=tokens, running=running), gateway=gateway, late=late)))
+        one = reports(watch, now + 0.5, vitals("a"))["a"]
+        assert one.tokens >= last and one.running >= 0
+        last = one.tokens
+
+
+def test_which_endings_are_errors_of_ours() -> None:
+    told = {
+        name: of_interest(RECORD._replace(ending=name), 105.4)
+        for name in ("DONE", "ABORTED", "ERROR", *Ending.__members__)
+    }
+    assert {name for name, one in told.items() if one is None} == {
+        "REJECTED", "BODY_TOO_LARGE", "RATE_LIMITED", "UNAUTHENTICATED", "BAD_HEADER",
+    }  # fmt: skip
+    assert {name for name, one in told.items() if one and one.failed} == {"ERROR", "NO_REPLICA", "LOST", "QUARANTINED"}
+    assert {name for name, one in told.items() if one and one.shed} == {"TOO_LATE", "QUEUE_FULL"}
+    assert told["DONE"].age_s == pytest.approx(4.0)
+    assert (told["DONE"].ttft_s, told["DONE"].tpot_s) == (1.0, pytest.approx(0.1))
