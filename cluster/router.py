@@ -92,6 +92,8 @@ class RouterState:
             self._batcher.join(info)
             self._roster[info.replica_id] = info
             self._roster_version += 1
+            if self._window is not None:
+                self._window.joined(info)
             if info.draining:
                 self._batcher.drain(info.replica_id, info.epoch)
         if self._roster[info.replica_id].epoch == info.epoch:
