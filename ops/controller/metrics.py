@@ -13,11 +13,17 @@ class Metrics:
         self._model = model
         self._raised, self._lag = make(metrics.ALARM_RAISED), make(metrics.WATCH_LAG)
         self._alarms, self._healings = make(metrics.ALARMS), make(metrics.HEALINGS)
+        self._standing: set[tuple[str, ...]] = set()  # labels of what is raised
         self._counts: Counter[tuple[str, ...]] = Counter()  # since this process began
 
     def stands(self, alarm: Alarm, raised: bool) -> None:
         model, replica = alarm.labels.get("model", self._model), alarm.labels.get("replica", "")
-        self._raised.tell(float(raised), alarm.name, alarm.severity.value, model, replica)
+        labels = alarm.name, alarm.severity.value, model, replica
+        self._raised.tell(float(raised), *labels)
+        if raised:
+            self._standing.add(labels)
+        else:
+            self._standing.discard(labels)
 
     def changed(self, change: Change) -> None:
         alarm = change.alarm
@@ -32,5 +38,7 @@ class Metrics:
         self._healings.tell(self._counts[key], *key)
 
     def looked(self, lag_s: float | None) -> None:
+        for labels in self._standing:
+            self._raised.tell(1.0, *labels)
         if lag_s is not None:
             self._lag.tell(lag_s)
