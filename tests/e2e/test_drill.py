@@ -10,9 +10,9 @@ import pytest
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
-def drill(session: Any, *arguments: str) -> dict[str, Any]:
+def drill(session: Any, *arguments: str, linger_s: float = 0.0) -> dict[str, Any]:
     """A drill's report, of one that held."""
-    done = session.moray("drill", *arguments, "--yes", "--json", "--linger", "0")
+    done = session.moray("drill", *arguments, "--yes", "--json", "--linger", str(linger_s))
     assert "Traceback" not in done.stderr, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == 0 and report["held"] is True, report
@@ -32,10 +32,14 @@ def test_a_killed_replica(two_replicas: Any) -> None:
 
 def test_a_frozen_replica_is_found_out_and_replaced(two_replicas: Any) -> None:
     before = {replica["id"] for replica in two_replicas.status()["replicas"]}
-    report = drill(two_replicas, "freeze-replica", "--load", "4")
+    report = drill(two_replicas, "freeze-replica", "--load", "4", linger_s=20.0)
     assert report["replica"] in before and report["replaced_by"] and not before & set(report["replaced_by"])
     assert report["streams"]["resumed"] > 0
-    assert 1 < report["out_of_rotation_s"] < 30  # replicas.hang_timeout_s is 5 here, and half of it is silence enough
+    assert 1 < report["out_of_rotation_s"] < 30  # replicas.hang_timeout_s is 5 here
+    [alarm] = [one for one in report["alarms"] if one["name"] == "up-but-not-serving"]
+    assert alarm["labels"]["replica"] == report["replica"] and 0 < alarm["raised_s"] < 15
+    assert alarm["resolved_s"] is not None and alarm["raised_s"] < alarm["resolved_s"]
+    assert report["healings"] and {one["replica"] for one in report["healings"]} == {report["replica"]}
 
 
 def test_a_slowed_replica_goes_on_in_the_end(two_replicas: Any) -> None:
