@@ -1,7 +1,7 @@
 """How Moray's dashboards look: a few kinds of panels over grafana-foundation-sdk's builders."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, statetimeline, timeseries
 from grafana_foundation_sdk.models import common as looks
@@ -12,6 +12,15 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 TAG = "moray"
 SOURCE = parts.DataSourceRef(type_val="prometheus", uid="${datasource}")
 WIDTH = 24  # of Grafana's grid
+
+
+class _Queried(Protocol):
+    """What all kinds of the SDK's panels share, and it has no type for."""
+
+    def with_target(self, target: Any) -> Any: ...
+
+
+_AnyPanel = TypeVar("_AnyPanel", bound=_Queried)
 
 
 class Query(NamedTuple):
@@ -178,7 +187,7 @@ def _steps(limits: Limits) -> dashboard.ThresholdsConfig:
     return dashboard.ThresholdsConfig().mode(parts.ThresholdsMode.ABSOLUTE).steps(steps)
 
 
-def _with(panel: Any, queries: Iterable[Query]) -> Any:
+def _with(panel: _AnyPanel, queries: Iterable[Query]) -> _AnyPanel:
     for number, query in enumerate(queries):
         target = prometheus.Dataquery().ref_id(chr(ord("A") + number)).datasource(SOURCE).expr(query.expr)
         target.legend_format(query.legend or "__auto").format(PromQueryFormat.TIME_SERIES).range()
