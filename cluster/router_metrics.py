@@ -60,9 +60,11 @@ class RouterMetrics:
         self._lost = make(metrics.REPLICAS_LOST)
         for ending in DENIALS:
             self._denials.tell(0, model, ending.name)
-        make(metrics.ROUTER_START).tell(time.time(), model)
+        self._started_s = time.time()
+        self._start = make(metrics.ROUTER_START)
 
     def tell(self, queue: Queue, states: Iterable[str], tally: Tally) -> None:
+        self._start.tell(self._started_s, self._model)
         waiting: Counter[str] = Counter({self._priority("0"): 0})
         for priority, count in queue.by_priority.items():
             waiting[self._priority(str(priority))] += count

@@ -6,19 +6,16 @@ and begins the next interval. How many replicas are loading is Ray Serve's to sa
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from cluster.autoscaling import Observation, Pace
 from cluster.batcher import ReplicaView
-from cluster.step_fit import StepFit
-from replicas.messages import Capacity, LoadReport
+from cluster.pace_fit import Costs, PaceFit
+from replicas.messages import Capacity, LoadReport, ReplicaInfo
 
-# A replica's costs are to be known at loads that it has not now: half of what is remembered is the last 1,400 reports,
-# a minute of work at least.
-FORGET = 0.9995
-LEAST_STEPS = 200  # with fewer the costs are not known
 ATTAINMENT_S = 60.0
 LEAST_ENDED = 20  # requests in that time; of fewer no share is told
 TPOT_MARGIN = 0.9  # of the time per output token; as `replica_room` plans
@@ -39,29 +36,23 @@ class Decided(NamedTuple):
     reason: str  # one sentence
 
 
-def pace(fit: StepFit, capacity: Capacity, tpot_s: float | None) -> Pace | None:
-    """Tokens a second of a replica that does one thing only, each step as full as batch and TPOT allow.
-
-    A step of n requests (or prompt tokens) takes base + n * each; `tpot_s` bounds that, and the capacity n.
-    None: too little is known.
-    """
-    base_s = fit.step_s(0, 0)
-    decode_s = fit.step_s(0, 1) - base_s
-    if fit.steps < LEAST_STEPS or base_s + decode_s <= 0.0:
-        return None
-    limit_s = None if tpot_s is None else TPOT_MARGIN * tpot_s
-    return Pace(
-        _rate(base_s, fit.prefill_token_s, capacity.max_num_batched_tokens, limit_s),
-        _rate(base_s, decode_s, capacity.max_num_seqs, limit_s),
-    )
+def pace(costs: Costs, capacity: Capacity, tpot_s: float | None) -> Pace:
+    """Tokens a second of a replica that does one thing only, each step as full as batch and TPOT allow."""
+    limit_s = math.inf if tpot_s is None else TPOT_MARGIN * tpot_s
+    tokens = _fits(lambda n: costs.step_s(n, 0.0), capacity.max_num_batched_tokens, limit_s)
+    requests = _fits(lambda n: costs.step_s(0.0, n), capacity.max_num_seqs, limit_s)
+    return Pace(tokens / costs.step_s(tokens, 0.0), requests / costs.step_s(0.0, requests))
 
 
-def _rate(base_s: float, each_s: float, most: int, limit_s: float | None) -> float:
-    count = float(most)
-    if limit_s is not None and each_s > 0.0:
-        # One at least: a replica that cannot keep the TPOT with one request does what it can.
-        count = min(count, max((limit_s - base_s) / each_s, 1.0))
-    return count / (base_s + count * each_s)
+def _fits(step_s: Callable[[float], float], most: int, limit_s: float) -> float:
+    """The most of them in a step. One at least: a replica that cannot keep the TPOT with one does what it can."""
+    low, high = 1.0, float(most)
+    if step_s(high) <= limit_s:
+        return high
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if step_s(middle) <= limit_s else (low, middle)
+    return low
 
 
 class ScalingWindow:
@@ -74,8 +65,8 @@ class ScalingWindow:
         self._queued: int | None = None  # the least, since the interval began
         self._queued_tokens = 0
         self._ended: deque[tuple[float, int, int]] = deque()  # when, met the SLO, missed it
-        self._fits: dict[str, StepFit] = {}
-        self._pace: Pace | None = None  # the last that was known
+        self._fit = PaceFit()
+        self._capacity: Capacity | None = None  # of the last replica that came
         self._load_s: float | None = None
 
     # -- what the router tells ----------------------------------------------------------------------------------------
@@ -99,11 +90,15 @@ class ScalingWindow:
             else:
                 self._ended.append((now, met, missed))
 
+    def joined(self, info: ReplicaInfo) -> None:
+        self._capacity = info.capacity
+        self._fit.share, self._fit.chunk = info.expert_share, info.capacity.max_num_batched_tokens
+
     def reported(self, load: LoadReport) -> None:
-        self._fits.setdefault(load.replica_id, StepFit(FORGET)).learn(load.work)
+        self._fit.learn(load.replica_id, load.work)
 
     def left(self, replica_id: str) -> None:
-        self._fits.pop(replica_id, None)
+        self._fit.forget(replica_id)
 
     # -- what it tells ------------------------------------------------------------------------------------------------
 
@@ -112,7 +107,7 @@ class ScalingWindow:
         passed_s, views = now - self._began, list(replicas)
         ready = [view for view in views if not view.draining]
         known = hears and passed_s > 0.0
-        self._learn(views)
+        self._load_s = max((view.info.load_s for view in views if view.info.load_s), default=self._load_s)
         seen = Observation(
             now_s=now,
             ready=len(ready),
@@ -128,18 +123,14 @@ class ScalingWindow:
         )
         self._began, self._prompt, self._output = now, 0, 0
         self._queued, self._queued_tokens = None, 0
-        return Report(seen, self._pace, self._load_s)
+        return Report(seen, self._pace(), self._load_s)
 
-    def _learn(self, views: list[ReplicaView]) -> None:
-        """What is known of the replicas that are there; without any, what was known of the last ones stays."""
-        fits = [(self._fits.get(view.info.replica_id), view.info.capacity) for view in views]
-        paces = [one for fit, capacity in fits if fit is not None and (one := pace(fit, capacity, self._tpot_s))]
-        if paces:
-            self._pace = Pace(
-                sum(one.prefill_tokens_per_s for one in paces) / len(paces),
-                sum(one.decode_tokens_per_s for one in paces) / len(paces),
-            )
-        self._load_s = max((view.info.load_s for view in views if view.info.load_s), default=self._load_s)
+    def _pace(self) -> Pace | None:
+        """Of one replica; without any, what the last ones could do."""
+        costs = self._fit.costs()
+        if costs is None or self._capacity is None:
+            return None
+        return pace(costs, self._capacity, self._tpot_s)
 
     def _attainment(self, now: float) -> float | None:
         while self._ended and now - self._ended[0][0] > ATTAINMENT_S:

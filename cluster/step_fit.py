@@ -18,8 +18,7 @@ Vector = tuple[float, float, float]
 class StepFit:
     """The three costs of one replica. `known` is False until there is something to go by."""
 
-    def __init__(self, forget: float = FORGET) -> None:
-        self._forget = forget
+    def __init__(self) -> None:
         self._last: Work | None = None
         # Symmetric sums of the least squares: x xT (six), x y (three), both decayed.
         self._xx = [0.0] * 6
@@ -30,11 +29,6 @@ class StepFit:
     @property
     def known(self) -> bool:
         return self._xx[0] > 0.0
-
-    @property
-    def steps(self) -> float:
-        """That it goes by; those of the past count for less."""
-        return self._xx[0]
 
     def learn(self, work: Work) -> None:
         """Takes the cumulative counters of a report; the first one only tells where they stand."""
@@ -52,8 +46,8 @@ class StepFit:
         prefill, decoding, each = done[0] / steps / _TOKENS, done[1] / steps / _REQUESTS, done[2] / steps
         xx = (1.0, prefill, decoding, prefill * prefill, prefill * decoding, decoding * decoding)
         xy = (each, prefill * each, decoding * each)
-        self._xx = [self._forget * old + steps * new for old, new in zip(self._xx, xx, strict=True)]
-        self._xy = [self._forget * old + steps * new for old, new in zip(self._xy, xy, strict=True)]
+        self._xx = [FORGET * old + steps * new for old, new in zip(self._xx, xx, strict=True)]
+        self._xy = [FORGET * old + steps * new for old, new in zip(self._xy, xy, strict=True)]
         self._stale = True
 
     def step_s(self, prefill_tokens: float, decoding: float) -> float:

@@ -190,6 +190,12 @@ def expert_count(config: Mapping[str, Any]) -> int:
     return next((n for key in _EXPERT_KEYS if isinstance(n := text.get(key), int) and n > 0), 0)
 
 
+def expert_share(config: Mapping[str, Any]) -> float:
+    """Of a layer's routed experts, the share that one token uses; 0 for a dense model. KeyError, ValueError."""
+    experts, text = expert_count(config), text_part(config)
+    return int(text.get("num_experts_per_tok") or text["top_k"]) / experts if experts else 0.0
+
+
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A multimodal config holds its language model's numbers one level down."""
     text = config.get("text_config")

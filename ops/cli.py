@@ -18,6 +18,7 @@ from ops import alarms_cli as alarming
 from ops import key_cli as keys
 from ops import metrics_reference as metrics
 from ops import quantize as quantizing
+from ops.drill import cli as drilling
 from ops.errors import UserError
 from ops.options import ApiKey, AsJson, WhichPort
 from ops.planner import cli as planner
@@ -117,10 +118,10 @@ def experts(port: WhichPort = None, api_key: ApiKey = None, as_json: AsJson = Fa
     Counted in the engines' workers, over the last minute of work: how often the gates chose each expert.
     """
     from ops.experts import render
-    from ops.session import find
+    from ops.session import find_url
     from ops.status import fetch
 
-    report = fetch(_url_of(find(port).url), api_key, "/moray/experts")
+    report = fetch(find_url(port), api_key, "/moray/experts")
     if as_json:
         _print_json(report)
         return
@@ -147,12 +148,12 @@ def ask(
     """Ask the running model; its thinking is shown dim, apart from the answer."""
     from ops.ask import ask as stream
     from ops.ask import collect, connect, served_model, show
-    from ops.session import find
+    from ops.session import find_url
 
     text = sys.stdin.read() if question == "-" else question
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    with connect(url or _url_of(find(port).url), api_key) as client:
+    with connect(url or find_url(port), api_key) as client:
         body: dict[str, Any] = {
             "model": model or served_model(client),
             "messages": messages,
@@ -181,9 +182,9 @@ def drain(
     """Take a replica out of service: it gets no more requests, and those that it has end there, or move."""
     from ops.drain import drain as ask_for
     from ops.drain import follow
-    from ops.session import find
+    from ops.session import find_url
 
-    url, console = _url_of(find(port).url), _console()
+    url, console = find_url(port), _console()
     which = ask_for(url, replica, api_key, migrate=migrate, undo=undo, force=force)
     if undo:
         console.print(f"{which} takes requests again", highlight=False)
@@ -283,6 +284,7 @@ def doctor(
         raise typer.Exit(1)
 
 
+app.add_typer(drilling.app, name="drill")
 app.add_typer(keys.app, name="key")
 app.add_typer(planner.app, name="plan")
 app.command(epilog=alarming.EXAMPLES)(alarming.alarms)
@@ -368,12 +370,6 @@ def _again(config: Path | None, flags: dict[str, Any], pairs: list[str] | None) 
     """The arguments that make the same `up` again, in the foreground."""
     chosen = [f"{key}={value}" for key, value in flags.items()] + (pairs or [])
     return ["up", *(["--config", str(config)] if config else []), *(arg for pair in chosen for arg in ("--set", pair))]
-
-
-def _url_of(url: str | None) -> str:
-    if url is None:
-        raise UserError("the session is still starting; `moray status` tells when it is ready")
-    return url
 
 
 def _description(group: str, name: str) -> str:

@@ -42,9 +42,17 @@ class OwnSession(NamedTuple):
     env: Mapping[str, str]  # of commands that are to find it
 
     def moray(self, *arguments: str, limit_s: float = _COMMAND_LIMIT_S) -> subprocess.CompletedProcess[str]:
-        """A command about this session."""
+        """A command about this session; nobody is there to answer what it asks."""
         command = [sys.executable, "-m", "ops.cli", *arguments]
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=limit_s, check=False)
+        return subprocess.run(
+            command,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Finding and stopping every process of a session, whoever its parent is by now.
 
-All that a session starts inherits MORAY_SESSION=<id>. A child whose parent was killed moves to init, but its
-/proc/<pid>/environ goes with it, so that it is found all the same. Nothing beyond the standard library is imported
-here: the guardian runs this code, and it has to be small, quick to start and independent of what it guards.
+All that a session starts inherits MORAY_SESSION=<id>; a part of it that is to be found by itself, <id>-<part>. A child
+whose parent was killed moves to init, but its /proc/<pid>/environ goes with it, so that it is found all the same.
+Nothing beyond the standard library is imported here: the guardian runs this code, and it has to be small, quick to
+start and independent of what it guards.
 """
 
 from __future__ import annotations
@@ -155,7 +156,9 @@ def _is_guardian(pid: int) -> bool:
 
 
 def _carries(pid: int, mark: bytes) -> bool:
+    """Whether it bears this mark, or that of a part of the session."""
     try:
-        return mark in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        entries = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        return any(entry == mark or entry.startswith(mark + b"-") for entry in entries)
     except OSError:  # gone meanwhile, or another user's
         return False

@@ -170,6 +170,13 @@ def find(port: int | None) -> Record:
     return records[0]
 
 
+def find_url(port: int | None) -> str:
+    """Where the session that `find` finds answers. Raises as it does, and SessionError while the session starts."""
+    if (url := find(port).url) is None:
+        raise SessionError("the session is still starting; `moray status` tells when it is ready")
+    return url
+
+
 def stop(record: Record, report: Callable[[str], None], patience_s: float = 60.0) -> None:
     """End a session from outside: ask its leader, wait, stop what is left. Raises SessionError if something stays."""
     report("asking it to shut down")

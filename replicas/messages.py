@@ -43,6 +43,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     shards: tuple[ShardPlacement, ...]
     draining: bool = False  # an operator's wish, which outlives the router that was told of it
     load_s: float = 0.0  # seconds that it took to load; 0: not told
+    expert_share: float = 0.0  # of the experts of a layer, what one token uses: top-k / experts; 0: dense, or not told
     actor_name: str = ""  # of its Ray actor, in Serve's namespace
 
 

@@ -1,4 +1,7 @@
-"""Metrics of the catalogue on Ray's metrics port. Ray collects them from each process every ten seconds."""
+"""Metrics of the catalogue on Ray's metrics port. Ray collects them from each process every ten seconds.
+
+A gauge that is not told again leaves the port after two collections: what stands for long has to be told with the rest.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -6,10 +6,12 @@ core (see `wire`). This file imports no vLLM: with the core in its own process, 
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +19,7 @@ import ray
 from ray import serve
 
 from experts.load import LoadWindow
+from experts.model_spec import expert_share
 from replicas.core import CoreLoad
 from replicas.core_host import IDLE_LOOK_S, Routed
 from replicas.engine_host import EngineFailed, EngineHost
@@ -61,6 +64,7 @@ class Replica:
             capacity=ready.capacity,
             shards=ready.shards,
             load_s=load_s,
+            expert_share=_expert_share(Path(self._spec.engine_args["model"])),
             actor_name=ray.get_runtime_context().get_actor_name() or "",
         )
         self._load = CoreLoad(0, 0, 0.0)
@@ -181,6 +185,14 @@ class Replica:
                     self._changed.clear()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
+
+
+def _expert_share(model: Path) -> float:
+    """As in `ReplicaInfo`. What it is for does without: no config that cannot be read stops a replica."""
+    try:
+        return expert_share(json.loads((model / "config.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _taken(events: deque[int]) -> tuple[int, ...]:

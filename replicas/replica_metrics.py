@@ -29,8 +29,9 @@ class ReplicaMetrics:
         self._gpu_utilization = make(metrics.GPU_UTILIZATION)
         self._gpu_memory_used = make(metrics.GPU_MEMORY_USED)
         self._gpu_memory_total = make(metrics.GPU_MEMORY_TOTAL)
-        make(metrics.REPLICA_START).tell(info.epoch / 1e9, info.model)
-        make(metrics.MODEL_VERSION).tell(1, info.model, info.version)
+        self._started_s, self._version = info.epoch / 1e9, info.version
+        self._start = make(metrics.REPLICA_START)
+        self._model_version = make(metrics.MODEL_VERSION)
 
     def tell(self, load: CoreLoad) -> None:
         """Called with each report; tells once in TELL_S."""
@@ -39,6 +40,8 @@ class ReplicaMetrics:
             return
         self._told_at = now
         model, capacity, work = self._model, self._capacity, load.work
+        self._start.tell(self._started_s, model)
+        self._model_version.tell(1, model, self._version)
         self._running.tell(load.running, model)
         self._waiting.tell(load.waiting, model)
         self._fill.tell(load.running / capacity.max_num_seqs, model)

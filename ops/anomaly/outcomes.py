@@ -68,6 +68,13 @@ class Counts(msgspec.Struct):
             bad += bucket.bad
         return ended, bad
 
+    def covers(self, now_s: float, window_s: float) -> bool:
+        """Whether requests are known of since that window's begin: minutes after a start are no hours.
+
+        `window_s`: six hours at most.
+        """
+        return bool(self.fine) and self.fine[0].begin_s <= now_s - window_s
+
 
 class Objective(msgspec.Struct, frozen=True):
     attained: float = 0.99  # share of the requests that are to be within the limits
@@ -100,7 +107,7 @@ class SloBurn:
 
     def _answer(self, now_s: float, counts: Counts, burn: Burn) -> tuple[Answer, str]:
         ended, bad = counts.within(now_s, burn.short_s)
-        if ended < self.objective.requests:
+        if ended < self.objective.requests or not counts.covers(now_s, burn.short_s):
             return Answer.UNKNOWN, ""
         budget = 1.0 - self.objective.attained
         short = bad / ended / budget

@@ -66,6 +66,15 @@ function expertMap(told, view) {
   };
 }
 
+let viewChosen = false; // by the reader
+
+function chosenView(told) {
+  // With one shard there is nothing to see between shards.
+  if (!viewChosen && isMatrix(told?.shard_tokens) && told.shard_tokens[0].length === 1)
+    document.querySelector("input[name=view][value=experts]").checked = true;
+  return document.querySelector("input[name=view]:checked").value;
+}
+
 function showExperts(told, heat, view) {
   const map = expertMap(told, view);
   const why = !told

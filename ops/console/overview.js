@@ -105,9 +105,10 @@ function showTiles(status, history) {
   ];
   const size = history?.bucket_s;
   const per = (x) => (isNumber(x) && isNumber(size) ? x / size : null);
-  const drawn = rows
-    .map(asObject)
-    .map((row) => ({ ...row, output_rate: per(row.output_tokens), request_rate: per(row.requests) }));
+  // Without the newest bucket, which is still being filled.
+  const drawn = rowsOf(history).map((row, n, { length }) =>
+    n < length - 1 ? { ...row, output_rate: per(row.output_tokens), request_rate: per(row.requests) } : row,
+  );
   keyed(
     $("tiles"),
     tiles,

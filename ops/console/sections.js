@@ -22,8 +22,8 @@ const replicaColumns = (told) => [
   },
   { label: "State", cell: (td, r) => pill(td, asText(r.state), STATE_TONES[r.state] ?? "quiet") },
   {
-    label: "Batch fill",
-    cls: "wide",
+    label: "Batch fill", // a full batch is no trouble, a full KV cache is
+    cls: "wide plain-bar",
     cell: (td, r) => {
       const seats = asObject(r.capacity).max_num_seqs;
       const known = isNumber(r.running) && isNumber(seats) && seats > 0;
@@ -103,7 +103,11 @@ const QUEUE_COLUMNS = [
     cell: (td, row) => setText(td, row.others ? `${plural(row.others, "other row")}` : tenantName(row.tenant)),
   },
   { label: "Priority", cls: "number", cell: (td, row) => setText(td, row.others ? "" : count(row.priority)) },
-  { label: "Waiting", cls: "wide", cell: (td, row) => bar(td, "Share of the queue", row.share, count(row.requests)) },
+  {
+    label: "Waiting",
+    cls: "wide plain-bar",
+    cell: (td, row) => bar(td, "Share of the queue", row.share, count(row.requests)),
+  },
   { label: "Prompt tokens", cls: "number", cell: (td, row) => setText(td, short(row.prompt_tokens)) },
   { label: "Oldest", cls: "number", cell: (td, row) => setText(td, age(row.oldest_s)) },
 ];
@@ -251,7 +255,7 @@ const VERSION_COLUMNS = [
   { label: "Draining", cls: "number", cell: (td, v) => setText(td, count(draining(v.replicas).length)) },
   {
     label: "Share of running",
-    cls: "wide",
+    cls: "wide plain-bar",
     cell: (td, v) =>
       bar(
         td,

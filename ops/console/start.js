@@ -35,7 +35,7 @@ function show() {
   showLatency($("tpot"), "Time per output token", history.note || "TPOT, after the first token", history.value, "tpot");
   showReplicas(status.value, operator);
   showQueue(status.value);
-  const counted = showExperts(experts.value, heat, document.querySelector("input[name=view]:checked").value);
+  const counted = showExperts(experts.value, heat, chosenView(experts.value));
   showHealing(alarms.value);
   showVersions(status.value);
   note("alarms", alarms.note);
@@ -123,7 +123,11 @@ $("all-replicas").addEventListener("click", () => {
   show();
 });
 $("replicas").addEventListener("toggle", (event) => event.target.open && feeds.status.start(), true);
-for (const choice of document.querySelectorAll("input[name=view]")) choice.addEventListener("change", show);
+for (const choice of document.querySelectorAll("input[name=view]"))
+  choice.addEventListener("change", () => {
+    viewChosen = true;
+    show();
+  });
 document.addEventListener("click", (event) => {
   const button = event.target.closest?.("button[data-replica], button[data-runbook]");
   if (button?.dataset.replica)

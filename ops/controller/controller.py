@@ -95,6 +95,8 @@ class Controller:
     async def _run(self) -> None:
         ledger = await self._restore()
         self._metrics = Metrics(self._spec.model)
+        for alarm in self._monitor.raised:  # gauges begin anew with the process
+            self._metrics.stands(alarm, True)
         self._news: list[News] = []  # not told yet
         self._has_news, self._storing = asyncio.Event(), asyncio.Lock()
         self._vitals: Vitals | None = None
@@ -123,6 +125,9 @@ class Controller:
         except (msgspec.DecodeError, OSError) as error:
             logger.warning("What the controller knew cannot be read (%s); it begins anew.", error)
         self._watch = Watch(self._spec.model, ledger.known if ledger else None)
+        for alarm in self._monitor.raised:  # it ends with its replica, whatever became of the ledger
+            if replica := alarm.labels.get("replica"):
+                self._watch.state.known.setdefault(replica, Known(alarm.labels["model"], 0, last_s=time.time()))
         self._healing = ledger.healing if ledger else HealingState()
         self._changes = deque(ledger.changes if ledger else (), KEPT_RECENT)
         self._healings = deque(ledger.healings if ledger else (), KEPT_RECENT)

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ops.processes import Process, identify, is_alive, send
+from ops.processes import Process, is_alive, send
 from ops.soak.chaos import Disturbance, Kind, may_strike
 from ops.soak.session import SoakedSession, SoakFailed, serve_replica_of
+from ops.victims import engine_here, router_here
 
 MEND_LIMIT_S = 120.0  # from a blow until the cluster is whole again; a replica's start alone takes 20-40 s on two CPUs
 _LOOK_S = 0.2
@@ -84,7 +85,7 @@ class Chaos:
     async def _strike(self, disturbance: Disturbance) -> None:
         kind = disturbance.kind
         if kind is Kind.KILL_ROUTER:
-            if (status := await self._session.status()) and (router := identify(status["router"]["pid"])):
+            if (status := await self._session.status()) and (router := router_here(status)):
                 self._count(kind, f"router {router.pid}")
                 send(router, signal.SIGKILL)
                 self._mend(self._router_is_back(router), "")
@@ -92,7 +93,7 @@ class Chaos:
         if not (ready := await self._ready()):
             return
         victim = ready[int(disturbance.victim * len(ready))]
-        core = identify(victim["engine"]["pid"])
+        core = engine_here(victim)
         if core is None:
             return
         what = f"replica {victim['id']}, core {core.pid}"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from cluster.autoscaling import Pace
 from cluster.batcher import ReplicaView
-from cluster.scaling_window import FORGET, ScalingWindow, pace
-from cluster.step_fit import StepFit
-from ops.simulate.fluid import costs
+from cluster.batching import ContinuousBatcher, Policy
+from cluster.scaling_window import ScalingWindow
+from ops.simulate.cluster import Cluster
+from ops.simulate.fluid import CLASSES
 from ops.simulate.results import Slo
 from ops.simulate.scaled_day import pace as true_pace
+from ops.simulate.workloads import Workload, independent
 from replicas.messages import Capacity, LoadReport, ReplicaInfo, Work
 from replicas.step_time import MACHINES
 
@@ -112,8 +115,6 @@ def test_replicas_are_counted_by_what_they_take_and_their_kv_by_its_size() -> No
 
 
 def _with_kv(info: ReplicaInfo, tokens: int) -> ReplicaInfo:
-    import msgspec
-
     return msgspec.structs.replace(info, capacity=msgspec.structs.replace(info.capacity, kv_tokens=tokens))
 
 
@@ -124,60 +125,82 @@ def test_the_load_time_is_that_of_the_slowest_and_outlives_the_last_replica() ->
     assert window.observe(3.0, [], running=0, hears=True).load_s == 30.0
 
 
+def learned(tpot_s: float | None = None, replica_ids: str = "a") -> ScalingWindow:
+    """To which these replicas have come."""
+    window = ScalingWindow(tpot_s, 0.0)
+    for replica_id in replica_ids:
+        window.joined(view(replica_id).info)
+    return window
+
+
+def pace_of(window: ScalingWindow, *replica_ids: str) -> Pace:
+    known = window.observe(1.0, [view(replica_id) for replica_id in replica_ids], running=0, hears=True).pace
+    assert known is not None
+    return known
+
+
 def test_a_pace_is_known_after_enough_steps_and_outlives_the_last_replica() -> None:
-    window = ScalingWindow(None, 0.0)
+    window = learned()
     assert window.observe(1.0, [view()], running=0, hears=True).pace is None
     works(window, steps=100)
     assert window.observe(2.0, [view()], running=0, hears=True).pace is None
     works(window, steps=1000)
-    known = window.observe(3.0, [view()], running=0, hears=True).pace
+    known = pace_of(window, "a")
     # Without a limit on the time per token each step is as full as it may be.
-    assert known is not None
     assert known.prefill_tokens_per_s == pytest.approx(1000 / (BASE_S + 1000 * PREFILL_S), rel=0.05)
     assert known.decode_tokens_per_s == pytest.approx(100 / (BASE_S + 100 * DECODE_S), rel=0.05)
     window.left("a")
-    assert window.observe(4.0, [], running=0, hears=True).pace == known
+    assert pace_of(window) == known
 
 
 def test_a_time_per_token_bounds_what_a_replica_can_do() -> None:
-    window = ScalingWindow(15e-3, 0.0)
+    window = learned(tpot_s=15e-3)
     works(window)
-    known = window.observe(1.0, [view()], running=0, hears=True).pace
-    assert known is not None
-    tokens = (0.9 * 15e-3 - BASE_S) / PREFILL_S
-    assert known.prefill_tokens_per_s == pytest.approx(tokens / (0.9 * 15e-3), rel=0.05)
-    decoding = (0.9 * 15e-3 - BASE_S) / DECODE_S
-    assert known.decode_tokens_per_s == pytest.approx(decoding / (0.9 * 15e-3), rel=0.05)
+    known, limit_s = pace_of(window, "a"), 0.9 * 15e-3
+    assert known.prefill_tokens_per_s == pytest.approx((limit_s - BASE_S) / PREFILL_S / limit_s, rel=0.05)
+    assert known.decode_tokens_per_s == pytest.approx((limit_s - BASE_S) / DECODE_S / limit_s, rel=0.05)
 
 
-def test_unlike_replicas_count_by_their_mean() -> None:
-    window, alone = ScalingWindow(None, 0.0), ScalingWindow(None, 0.0)
+def test_a_replica_that_cannot_keep_the_time_per_token_still_has_a_pace() -> None:
+    window = learned(tpot_s=1e-3)
+    works(window)
+    known = pace_of(window, "a")
+    assert 0.0 < known.decode_tokens_per_s < 1.1 / BASE_S
+
+
+def test_unlike_replicas_count_by_the_mean_of_their_steps() -> None:
+    window, alone = learned(replica_ids="ab"), learned()
     works(window, replica_id="a")
     works(window, replica_id="b", slower=2.0)
     works(alone)
-    both = window.observe(1.0, [view("a"), view("b")], running=0, hears=True).pace
-    one = alone.observe(1.0, [view("a")], running=0, hears=True).pace
-    assert both is not None and one is not None
-    assert both.decode_tokens_per_s == pytest.approx(0.75 * one.decode_tokens_per_s, rel=0.05)
+    mean, one = pace_of(window, "a", "b"), pace_of(alone, "a")
+    assert mean.decode_tokens_per_s == pytest.approx(one.decode_tokens_per_s / 1.5, rel=0.05)
 
 
-def test_what_is_learned_of_the_simulated_machine_is_the_pace_that_the_scaled_day_has() -> None:
-    """`moray bench autoscale` gives the decision the machine's true pace; the router has to learn it."""
-    machine, slo = MACHINES["h200"], Slo()
-    assumed = costs(machine.step, 1)
-    fit, work, made = StepFit(FORGET), Work(), random.Random(1)
-    for _ in range(2000):
-        # Near the limit, as on a day's busy hours; a mean request's context.
-        decoding, prefill = made.randint(150, 260), made.choice([0, 200, 400, 800])
-        step_s = assumed.fixed_s + assumed.experts_s + assumed.decode_s[0] * decoding + assumed.prefill_s * prefill
-        work = Work(
-            steps=work.steps + 1,
-            step_s=work.step_s + step_s * made.uniform(0.9, 1.1),
-            prefill_tokens=work.prefill_tokens + prefill,
-            decode_tokens=work.decode_tokens + decoding,
-        )
-        fit.learn(work)
-    learned, true = pace(fit, machine.capacity, slo.tpot_s), true_pace(machine, slo, 1)
-    assert learned == Pace(
-        pytest.approx(true.prefill_tokens_per_s, rel=0.1), pytest.approx(true.decode_tokens_per_s, rel=0.1)
+@pytest.mark.parametrize("requests_per_s", [2.0, 5.0, 18.0])
+def test_a_replica_with_little_to_do_shows_what_it_could(requests_per_s: float) -> None:
+    """By the tangent of its small batches two requests a second would look five times the load that they are.
+
+    `moray bench autoscale` gives the decision the machine's true pace; the router has to learn it of the same machine.
+    """
+    machine, slo, seconds = MACHINES["h200"], Slo(), 60.0
+    window = ScalingWindow(slo.tpot_s, 0.0)
+    window.joined(msgspec.structs.replace(view().info, capacity=machine.capacity, expert_share=8 / 128))
+    batcher = ContinuousBatcher(Policy(tpot_s=slo.tpot_s))
+    report = batcher.report
+
+    def overheard(load: LoadReport, now: float) -> bool:
+        window.reported(load)
+        return report(load, now)
+
+    batcher.report = overheard  # type: ignore[method-assign]
+    arrivals = independent(random.Random(3), requests_per_s, seconds, 1.0, *CLASSES[0])
+    Cluster(batcher, machine, [1.0], slo).run(Workload("conv", tuple(arrivals), seconds))
+    prompts, outputs = sum(a.prompt_tokens for a in arrivals), sum(a.output_tokens for a in arrivals)
+
+    def load_in_replicas(pace: Pace) -> float:
+        return (prompts / pace.prefill_tokens_per_s + outputs / pace.decode_tokens_per_s) / seconds
+
+    assert load_in_replicas(pace_of(window, "a")) == pytest.approx(
+        load_in_replicas(true_pace(machine, slo, 1)), abs=0.05
     )

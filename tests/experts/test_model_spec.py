@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 import experts.tiny_r1
-from experts.model_spec import NotUnderstood, from_config, tier
+from experts.model_spec import NotUnderstood, expert_share, from_config, tier
 
 QWEN2_MOE = {
     "hidden_size": 2048,
@@ -87,3 +87,9 @@ def test_what_a_config_lacks_is_named() -> None:
         from_config(MIXTRAL | {"hidden_size": "wide"}, "x")
     with pytest.raises(KeyError):
         tier("8b")
+
+
+def test_the_share_of_experts_that_a_token_uses():
+    assert expert_share({"num_experts": 128, "num_experts_per_tok": 8}) == 8 / 128
+    assert expert_share({"text_config": {"n_routed_experts": 64, "num_experts_per_tok": 6}}) == 6 / 64
+    assert expert_share({"hidden_size": 64}) == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 from replicas.metrics import CATALOGUE, Kind
 
 RULES = Path(__file__).parents[2] / "ops" / "alerts" / "moray.rules.yaml"
+DASHBOARDS = RULES.parents[1] / "dashboards" / "generated"
 PROMTOOL = shutil.which("promtool")
 
 # Named by us, told by others: vLLM's front end, Ray, Ray Serve. tests/e2e/test_prometheus.py finds each of them live.
@@ -63,3 +65,14 @@ def complaints(queries: Iterable[str], directory: Path) -> str:
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
     ran = subprocess.run([str(PROMTOOL), "check", "rules", str(file)], capture_output=True, text=True, timeout=60)
     return "" if ran.returncode == 0 else ran.stdout + ran.stderr
+
+
+def of_dashboards() -> list[str]:
+    """Every query, with Grafana's variables as Grafana fills them in when all is chosen."""
+    queries = []
+    for path in sorted(DASHBOARDS.glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", ()):
+                query = target["expr"].replace("$__rate_interval", "1m")
+                queries.append(re.sub(r"\$(model|replica|tenant)\b", ".*", query))
+    return queries

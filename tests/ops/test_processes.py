@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 
@@ -30,6 +31,24 @@ def test_sweep_stops_marked_processes_and_their_descendants_and_nothing_else():
         assert stranger.poll() is None and other.poll() is None
     finally:
         for process in (stranger, other):
+            process.kill()
+            process.wait()
+
+
+def test_a_part_of_a_session_is_found_with_it_and_by_itself_even_stopped():
+    # As the sides of `moray bench peers`: those that are not being measured are stopped.
+    side, other, stranger = marked("mine-side"), marked("mine-other"), marked("miner")
+    try:
+        both = {identify(side.pid), identify(other.pid)}
+        while members("mine") != both:
+            pass
+        assert members("mine-side") == {identify(side.pid)}
+        send(identify(side.pid), signal.SIGSTOP)
+        assert sweep("mine", grace_s=0.3) == set()
+        assert (side.wait(1), other.wait(1)) == (-9, -15)  # a stopped one does not hear a SIGTERM
+        assert stranger.poll() is None
+    finally:
+        for process in (side, other, stranger):
             process.kill()
             process.wait()
 

@@ -343,6 +343,14 @@ WEAK_WORDS = """(() => {
 })()"""
 
 
+def test_one_shard_is_shown_by_its_experts(browser: Browser, gateway: Running) -> None:
+    gateway.stub.answers["experts"] |= {"shard_tokens": [[9], [9], [9], [9]]}
+    with shown(browser, gateway) as page:
+        page.wait("document.querySelector('#cell').textContent.includes('expert 0')")
+        page.evaluate("document.querySelector('input[value=shards]').click()")
+        page.wait("document.querySelector('#cell').textContent.includes('shard 0: 1.00')")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_from_what_is_behind_them(browser: Browser, gateway: Running, scheme: str) -> None:
     with shown(browser, gateway, scheme=scheme) as page:

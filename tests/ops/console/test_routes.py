@@ -9,8 +9,9 @@ import httpx
 import pytest
 from stub_gateway import OPERATOR_KEY, READER_KEY, stub_gateway
 
+from ops.anomaly.progress import STUCK_QUEUE
 from ops.console import page
-from ops.console.routes import _console
+from ops.console.routes import _console, _runbooks
 
 LIMIT_BYTES = 60_000
 VOID_OF_DATA = {"connect-src": "'self'", "default-src": "'none'", "img-src": "data:", "trusted-types": "'none'"}
@@ -88,6 +89,10 @@ def test_access_says_whether_the_key_is_an_operators(keys: bool, key: str | None
     with stub_gateway(keys) as gateway:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         assert httpx.get(f"{gateway.url}/moray/access", headers=headers).json() == told
+
+
+def test_the_repositorys_runbooks_are_there_by_their_alarms_names() -> None:
+    assert _runbooks()[STUCK_QUEUE.name].startswith("#")
 
 
 def test_a_runbook_that_is_not_there_is_named_and_no_path_leads_elsewhere() -> None:
