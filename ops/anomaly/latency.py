@@ -1,5 +1,6 @@
 """Requests over the latency limit, so many in a row, per replica and per model."""
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -7,14 +8,17 @@ import msgspec
 from ops.anomaly.alarms import Answer, Kind, ReplicaLabels, Severity, Verdict, labelled
 from ops.anomaly.observations import Observation, Request
 
-REPLICA_LATENCY = Kind("replica-latency", Severity.PAGE)
-MODEL_LATENCY = Kind("model-latency", Severity.PAGE)
+# Five hits in a row are a fraction of a second where many ask: an alarm that ended with them would come and go for as long
+# as a model is near its limit. No answer goes stale: between two there was no row of misses.
+CALM_S = 30.0
+REPLICA_LATENCY = Kind("replica-latency", Severity.PAGE, resolve_after_s=CALM_S, stale_s=math.inf)
+MODEL_LATENCY = Kind("model-latency", Severity.PAGE, resolve_after_s=CALM_S, stale_s=math.inf)
 
 
 class LatencyLimits(msgspec.Struct, frozen=True):
     ttft_s: float = 1.0
     tpot_s: float = 0.05
-    in_a_row: int = 5  # misses that raise, and hits that resolve
+    in_a_row: int = 5  # misses that raise; hits that begin its end
 
     def missed(self, request: Request) -> bool | None:
         """None: it tells nothing of latency, for it had no token."""

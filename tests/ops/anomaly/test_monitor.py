@@ -59,16 +59,16 @@ def test_too_little_is_neither_good_nor_bad(latencies, later) -> None:
     assert not monitor.evaluate(10.0 + later)
 
 
-def test_five_misses_in_a_row_raise_and_five_hits_resolve() -> None:
+def test_five_misses_in_a_row_raise_and_a_calm_resolves() -> None:
     monitor = Monitor()
     told = [
         (number, event.raised, event.alarm.name)
-        for number, value in enumerate([LATE] * 4 + [FAST] + [LATE] * 9 + [FAST] * 9)
+        for number, value in enumerate([LATE] * 4 + [FAST] + [LATE] * 9 + [FAST] * 39)
         for event in monitor.observe(Request(float(number), "m", "a", 10, value, 0.01))
     ]
     assert told == [
         (9, True, "replica-latency"), (9, True, "model-latency"),
-        (18, False, "replica-latency"), (18, False, "model-latency"),
+        (48, False, "replica-latency"), (48, False, "model-latency"),
     ]  # fmt: skip
 
 
