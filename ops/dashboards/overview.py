@@ -68,8 +68,8 @@ def overview() -> Dashboard:
                 "s",
                 *(
                     Query(
-                        f"histogram_quantile({share:g}, sum by (le) (rate(vllm:inter_token_latency_seconds_bucket"
-                        '{model_name=~"$model"}[$__rate_interval])))',
+                        f"histogram_quantile({share:g}, sum by (le) (rate("
+                        '{__name__=~"vllm[:_]inter_token_latency_seconds_bucket",model_name=~"$model"}[$__rate_interval])))',
                         f"p{share * 100:g}",
                     )
                     for share in (0.5, 0.99)

@@ -33,11 +33,12 @@ _KEYWORDS = {"and", "or", "unless", "by", "on", "ignoring", "without", "group_le
 
 
 def metric_names(query: str) -> set[str]:
+    of_vllm = {f"vllm:{name}" for name in re.findall(r'__name__=~"vllm\[:_\](\w+)"', query)}
     bare = re.sub(r'"(?:[^"\\]|\\.)*"', "", query)
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", bare)
     bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", bare)
     names = re.findall(r"(?<![\w:])([a-zA-Z_:][\w:]*)(?!\s*\(|[\w:])", bare)
-    return set(names) - _KEYWORDS
+    return set(names) - _KEYWORDS | of_vllm
 
 
 def catalogue_names() -> set[str]:
