@@ -8,8 +8,8 @@ import msgspec
 from ops.anomaly.alarms import Answer, Kind, ReplicaLabels, Severity, Verdict, labelled
 from ops.anomaly.observations import Observation, Request
 
-# Five hits in a row are a fraction of a second where many ask: an alarm that ended with them would come and go for as long
-# as a model is near its limit. No answer goes stale: between two there was no row of misses.
+# Five hits in a row are a fraction of a second where many ask: an alarm that ended with them would come and go for as
+# long as a model is near its limit. No answer goes stale: between two there was no row of misses.
 CALM_S = 30.0
 REPLICA_LATENCY = Kind("replica-latency", Severity.PAGE, resolve_after_s=CALM_S, stale_s=math.inf)
 MODEL_LATENCY = Kind("model-latency", Severity.PAGE, resolve_after_s=CALM_S, stale_s=math.inf)
