@@ -26,6 +26,8 @@ class ControllerLink:
 
     async def ask(self, method: str, *arguments: Any) -> Any:
         """Raises ControllerGone."""
+        if not ray.is_initialized():  # else the look for the actor would start or join a Ray cluster
+            raise ControllerGone("this process is in no Ray cluster")
         try:
             async with asyncio.timeout(ANSWER_S):
                 actor = await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 from ended import RECORD
 from scripted_core import until
 
@@ -20,6 +21,7 @@ from ops.controller import reporter as module
 from ops.controller.history import BUCKET_S, KEPT_BUCKETS, KEPT_VALUES, History, Sample
 from ops.controller.reporter import ControllerGone, Reporter
 from ops.controller.reports import Batch, EndedRequest
+from ops.controller.routes import ControllerLink
 from ops.controller.spec import controller_spec
 from ops.controller.store import FileStore
 
@@ -133,3 +135,9 @@ def test_what_is_no_url_is_refused() -> None:
     for key in ("alarms.webhook", "alarms.alertmanager", "alarms.runbook_url"):
         with pytest.raises(ConfigError, match="is no URL"):
             load(None, {}, {key: "localhost:9093"}, Machine(2, 0))
+
+
+async def test_a_gateway_outside_of_ray_joins_no_cluster() -> None:
+    with pytest.raises(ControllerGone, match="no Ray cluster"):
+        await ControllerLink("m").ask("alarms")
+    assert not ray.is_initialized()
