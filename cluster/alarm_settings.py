@@ -73,6 +73,11 @@ class Alarms(Group):
         "cluster; every node that may run it has to see it. A relative path in a YAML file is taken from that file's "
         "directory. null: in Ray's own store, as long as the Ray cluster lives.",
     )
+    record_path: Path | None = Field(
+        None,
+        description="Directory in which the controller writes down what its detectors are told, 128 MiB at most: "
+        "`moray alarms --replay FILE` tells what other limits would have said. null: nowhere.",
+    )
     restarts_per_hour: int = Field(
         3,
         ge=0,

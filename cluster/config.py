@@ -35,7 +35,13 @@ _NOT_SETTINGS = frozenset(
     {"MORAY_API_KEY", "MORAY_CONFIG", "MORAY_SESSION", "MORAY_STATE_DIR", OF_A_REPLICA, EXPERT_PLAN}
 )
 # Paths that are taken from the settings file's directory, or the caller's.
-_PATHS = (("model", "path"), ("experts", "plan"), ("gateway", "keys_file"), ("alarms", "state_path"))
+_PATHS = (
+    ("model", "path"),
+    ("experts", "plan"),
+    ("gateway", "keys_file"),
+    ("alarms", "state_path"),
+    ("alarms", "record_path"),
+)
 # Kubernetes gives every pod such variables for a Service named moray or moray-…
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 

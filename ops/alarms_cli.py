@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from typing import Annotated
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from ops.options import ApiKey, AsJson, WhichPort
+from ops.options import ApiKey, AsJson, Config, WhichPort
 
-EXAMPLES = "Examples: `moray alarms` · `moray alarms --watch` · `moray alarms --json | jq '.alarms[].name'`"
+EXAMPLES = (
+    "Examples: `moray alarms` · `moray alarms --watch` · `moray alarms --json | jq '.alarms[].name'` · "
+    "`moray alarms --replay night.jsonl --config stricter.yaml`"
+)
 WATCH_S = 2.0
 
 
@@ -20,8 +26,29 @@ def alarms(
     api_key: ApiKey = None,
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every two seconds, until Ctrl-C.")] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            help="No session: what a recording's alarms would have been (alarms.record_path).", metavar="FILE"
+        ),
+    ] = None,
+    config: Config = None,
 ) -> None:
-    """Show the alarms that are raised, those of late, and which replicas were restarted for them, or why not."""
+    """Show the alarms that are raised, those of late, and which replicas were restarted for them, or why not.
+
+    With --replay, the alarms that the settings of --config would have raised on what was recorded.
+    """
+    if replay is not None:
+        for change in _replayed(replay, config):
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(change["at_s"]))
+            what = "raised  " if change["raised"] else "resolved"
+            line = (
+                json.dumps(change)
+                if as_json
+                else f"{at} {what} {change['alarm']['name']}: {change['alarm']['summary']}"
+            )
+            typer.echo(line)
+        return
     from rich.console import Console, Group
     from rich.live import Live
 
@@ -47,3 +74,22 @@ def alarms(
         console = Console()
         for part in render(report, time.time()):
             console.print(part)
+
+
+def _replayed(recording: Path, config: Path | None) -> Iterator[dict[str, Any]]:
+    from cluster.config import load
+    from ops.anomaly.recording import NotARecording, read
+    from ops.anomaly.recording import replay as replay_recording
+    from ops.controller.news import Change, recent
+    from ops.controller.spec import controller_spec
+    from ops.errors import UserError
+
+    limits = controller_spec(load(config, os.environ, {}, to_run=False).settings).limits
+    try:
+        with recording.open("rb") as lines:
+            for event in replay_recording(read(lines), limits):
+                yield recent(Change(event.at_s, event.raised, event.alarm))
+    except OSError as error:
+        raise UserError(f"--replay {recording}: {error.strerror}") from error
+    except NotARecording as error:
+        raise UserError(f"--replay {recording}: {error}") from error

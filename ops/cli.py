@@ -20,7 +20,7 @@ from ops import metrics_reference as metrics
 from ops import quantize as quantizing
 from ops.drill import cli as drilling
 from ops.errors import UserError
-from ops.options import ApiKey, AsJson, WhichPort
+from ops.options import ApiKey, AsJson, Config, WhichPort
 from ops.planner import cli as planner
 from ops.simulate import cli as simulation
 from ops.soak import cli as soaking
@@ -43,10 +43,6 @@ app = typer.Typer(
     epilog='First steps: `moray doctor`, `moray up`, then in another terminal `moray ask "What is 27 + 48?"`.',
 )
 
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", envvar="MORAY_CONFIG", help="YAML file of settings.", metavar="FILE"),
-]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. --set engine.max_num_seqs=128. Repeatable."),

@@ -28,6 +28,7 @@ from ops.controller import news as told
 from ops.controller.healing import DRAIN, HealingState, ReplicaState, Step, decide
 from ops.controller.metrics import Metrics
 from ops.controller.news import Change, Healing, News
+from ops.controller.recorder import Recorder
 from ops.controller.reports import Batch
 from ops.controller.sinks import Alertmanager, Log, Sink, Webhook, poster
 from ops.controller.spec import ControllerSpec
@@ -61,6 +62,7 @@ class Controller:
     def __init__(self, spec: ControllerSpec) -> None:
         self._spec = spec
         self._store: Store = FileStore(Path(spec.state_path), spec.model) if spec.state_path else GcsStore(spec.model)
+        self._recorder = Recorder(Path(spec.record_path), spec.model) if spec.record_path else None
         self._is_ready = asyncio.Event()
         self._running = asyncio.get_event_loop().create_task(self._run())
         self._running.add_done_callback(_die)
@@ -150,6 +152,8 @@ class Controller:
 
     def _see(self, observations: Iterable[Observation]) -> None:
         for seen in observations:
+            if self._recorder is not None:
+                self._recorder.told(seen.at_s, seen)
             self._note(self._monitor.observe(seen))
 
     def _note(self, events: Iterable[Event]) -> None:
@@ -181,6 +185,8 @@ class Controller:
         alive = await self._alive(self._watch.doubtful(vitals))
         now_s = time.time()
         self._see(self._watch.look(now_s, vitals, alive))
+        if self._recorder is not None:
+            self._recorder.told(now_s, None)
         self._note(self._monitor.evaluate(now_s))
         self._metrics.looked(self._watch.lag_s(now_s))
         await self._heal(now_s)

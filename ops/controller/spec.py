@@ -24,6 +24,7 @@ class ControllerSpec(msgspec.Struct, frozen=True, kw_only=True):
     alertmanagers: tuple[str, ...] = ()
     runbook_url: str | None = None
     state_path: str | None = None  # None: in Ray's GCS
+    record_path: str | None = None  # None: what the detectors are told is not written down
 
 
 def actor_name(model: str) -> str:
@@ -53,4 +54,5 @@ def controller_spec(settings: "Settings") -> ControllerSpec:
         alertmanagers=alarms.alertmanager,
         runbook_url=alarms.runbook_url,
         state_path=str(alarms.state_path) if alarms.state_path else None,
+        record_path=str(alarms.record_path) if alarms.record_path else None,
     )
