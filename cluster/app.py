@@ -3,6 +3,7 @@
 Nothing of Ray is imported at the top: Ray Serve reads its environment when it is imported, and we set it first.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from cluster.router import RouterSpec
 
 APPLICATION = "moray"
+_HAPROXY_PORTS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
 
 Report = Callable[[str, str], None]  # (stage, detail)
 
@@ -363,11 +370,8 @@ def serve_environment(settings: Settings) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
-            # Where HAProxy sends what no gateway is there for yet: another session's would answer.
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
-            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
+            # Ports, the last two for where HAProxy sends what no gateway is there for yet: another session's would answer.
+            **dict(zip(_HAPROXY_PORTS, _free_ports(len(_HAPROXY_PORTS), settings.gateway.port), strict=True)),
         }
     return env
 
@@ -377,7 +381,13 @@ def haproxy_files() -> Path:
     return Path(tempfile.gettempdir()) / f"moray-haproxy-{os.getpid()}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int, taken: int) -> list[str]:
+    """So many different ports. `taken`: one that is free as yet, and promised to somebody."""
+    with contextlib.ExitStack() as held:
+        ports: list[str] = []
+        while len(ports) < count:
+            probe = held.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            if (port := int(probe.getsockname()[1])) != taken:
+                ports.append(str(port))
+        return ports

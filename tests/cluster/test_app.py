@@ -177,3 +177,9 @@ def test_requests_are_held_to_the_slo_or_else_to_the_alarms_limits() -> None:
     assert app.gateway_spec(settings(alarms__ttft_s=3.0)).telemetry.slo == (3.0, 0.05)
     slo = app.gateway_spec(settings(router__ttft_slo_s=2.0, alarms__ttft_s=3.0, alarms__tpot_s=0.1)).telemetry.slo
     assert slo == (2.0, 0.1)
+
+
+def test_haproxys_ports_are_none_that_the_gateway_was_promised() -> None:
+    ports = app._free_ports(50, taken=1)
+    again = app._free_ports(50, taken=int(ports[0]))
+    assert len(set(ports)) == 50 and ports[0] not in again

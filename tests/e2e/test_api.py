@@ -212,13 +212,14 @@ def test_large_bodies_are_refused(sharded: Any) -> None:
 
 
 def test_client_gone_frees_the_engine_within_a_second(sharded: Any, eventually: Callable[..., Any]) -> None:
-    body = json.dumps(chat(stream=True, max_tokens=3500, ignore_eos=True)).encode()
+    # Eight answers: one may be over before a busy machine has shown that it runs.
+    body = json.dumps(chat(stream=True, n=8, max_tokens=3500, ignore_eos=True)).encode()
     fields = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     head = f"POST /v1/chat/completions HTTP/1.1\r\n{fields}".encode()
     with socket.create_connection(("127.0.0.1", sharded.port)) as client:
         client.sendall(head + body)
         assert client.recv(1000)
-        eventually(lambda: sharded.status()["replicas"][0]["running"] == 1, 5, "the request runs")
+        eventually(lambda: sharded.status()["replicas"][0]["running"] > 0, 15, "the request runs")
     eventually(lambda: sharded.status()["replicas"][0]["running"] == 0, 1.5, "the engine dropped it")
     eventually(lambda: sharded.status()["router"]["granted"] == 0, 1, "the router dropped it")
 
