@@ -370,7 +370,7 @@ def serve_environment(settings: Settings) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
-            # Ports, the last two for where HAProxy sends what no gateway is there for yet: another session's would answer.
+            # Ports; the last two are where HAProxy sends what no gateway is there for: another session would answer.
             **dict(zip(_HAPROXY_PORTS, _free_ports(len(_HAPROXY_PORTS), settings.gateway.port), strict=True)),
         }
     return env
