@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ops.anomaly.observations import Observation
 from ops.anomaly.recording import line
+from ops.controller.store import file_name
 
 MOST_BYTES = 64 << 20  # of each; a busy cluster writes 100 bytes a request
 
@@ -15,8 +16,7 @@ class Recorder:
 
     def __init__(self, directory: Path, model: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        name = "".join(c if c.isalnum() or c in "-._" else "_" for c in model)
-        self._file = RotatingFileHandler(directory / f"{name}.jsonl", maxBytes=MOST_BYTES, backupCount=1)
+        self._file = RotatingFileHandler(directory / f"{file_name(model)}.jsonl", maxBytes=MOST_BYTES, backupCount=1)
 
     def told(self, at_s: float, seen: Observation | None) -> None:
         """`seen` None: time was looked at."""

@@ -9,6 +9,11 @@ from ray.experimental import internal_kv
 _NAMESPACE = b"moray"
 
 
+def file_name(model: str) -> str:
+    """A model's name as files may bear it."""
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in model)
+
+
 class Store(Protocol):
     """Blocking. `name` is a plain word."""
 
@@ -40,7 +45,7 @@ class FileStore:
     """A directory that every node which may run the controller sees, so that it outlives the Ray cluster too."""
 
     def __init__(self, directory: Path, model: str) -> None:
-        self._directory, self._model = directory, "".join(c if c.isalnum() or c in "-._" else "_" for c in model)
+        self._directory, self._model = directory, file_name(model)
 
     def get(self, name: str) -> bytes | None:
         try:
