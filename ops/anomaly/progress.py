@@ -41,6 +41,8 @@ class NotServing:
 
     def observe(self, seen: Observation) -> Iterable[Verdict]:
         if isinstance(seen, ReplicaHung):
+            # A report that is under way tells of tokens from before: it only says where to count from.
+            self.state.pop(f"{seen.model}\n{seen.replica}", None)
             yield Verdict(
                 NOT_SERVING,
                 labelled(seen.model, seen.replica),

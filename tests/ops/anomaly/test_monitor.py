@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ops.anomaly.monitor import Monitor
-from ops.anomaly.observations import ExpertReport, ModelReport, Observation, ReplicaGone, ReplicaReport, Request
+from ops.anomaly.observations import (
+    ExpertReport,
+    ModelReport,
+    Observation,
+    ReplicaGone,
+    ReplicaHung,
+    ReplicaReport,
+    Request,
+)
 
 FAST, LATE = 0.2, 3.0
 ttft = st.sampled_from([None, FAST, LATE])
@@ -89,6 +97,14 @@ def test_an_alarm_ends_with_its_replica_and_with_its_first_token() -> None:
         serving(monitor, [0.0, 5.0, 10.0, 15.0])
         (event,) = monitor.observe(end)
         assert not event.raised and not monitor.raised
+
+
+def test_a_report_from_before_a_hang_does_not_end_its_alarm() -> None:
+    monitor = Monitor()
+    monitor.observe(ReplicaReport(1.0, "m", "a", True, 3, 100))
+    assert [event.raised for event in monitor.observe(ReplicaHung(6.0, "m", "a", 3))] == [True]
+    assert not monitor.observe(ReplicaReport(6.1, "m", "a", True, 3, 140))  # made before it hung, told after
+    assert [event.raised for event in monitor.observe(ReplicaReport(9.0, "m", "a", True, 3, 141))] == [False]
 
 
 def test_what_is_no_state_is_refused() -> None:
