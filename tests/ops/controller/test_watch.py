@@ -150,7 +150,8 @@ def test_which_endings_are_errors_of_ours() -> None:
     assert {name for name, one in told.items() if one is None} == {
         "REJECTED", "BODY_TOO_LARGE", "RATE_LIMITED", "UNAUTHENTICATED", "BAD_HEADER",
     }  # fmt: skip
-    assert {name for name, one in told.items() if one and one.failed} == {"ERROR", "NO_REPLICA", "LOST", "QUARANTINED"}
+    failed = {name for name, one in told.items() if one and one.failed}
+    assert failed == {"ERROR", "NO_REPLICA", "LOST", "VERSION_GONE", "QUARANTINED"}
     assert {name for name, one in told.items() if one and one.shed} == {"TOO_LATE", "QUEUE_FULL"}
     assert told["DONE"].age_s == pytest.approx(4.0)
     assert (told["DONE"].ttft_s, told["DONE"].tpot_s) == (1.0, pytest.approx(0.1))
