@@ -171,7 +171,7 @@ QUEUE_PROMPT_TOKENS = _gauge(
     Teller.ROUTER, "moray_queue_prompt_tokens", "tokens", ("model",), "Prompt tokens of all that wait."
 )
 REPLICAS = _gauge(
-    Teller.ROUTER, "moray_replicas", "replicas", ("model", "state"), "Replicas by state: ready or draining."
+    Teller.ROUTER, "moray_replicas", "replicas", ("model", "state"), "Replicas by state: ready, draining or swapping."
 )
 GRANTS = _counter(Teller.ROUTER, "moray_grants_total", "requests", ("model",), "Requests granted to a replica.")
 DENIALS = _counter(

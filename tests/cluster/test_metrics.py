@@ -191,7 +191,7 @@ def test_what_the_router_tells() -> None:
     router.tell(queue, ["ready", "draining", "ready"], tally)
     assert told[metrics.QUEUE_REQUESTS] == {("m", "0"): 2, ("m", "-5"): 1}
     assert told[metrics.QUEUE_OLDEST_SECONDS] == {("m",): 5} and told[metrics.QUEUE_PROMPT_TOKENS] == {("m",): 50}
-    assert told[metrics.REPLICAS] == {("m", "ready"): 2, ("m", "draining"): 1}
+    assert told[metrics.REPLICAS] == {("m", "ready"): 2, ("m", "draining"): 1, ("m", "swapping"): 0}
     assert told[metrics.GRANTS] == {("m",): 3} and told[metrics.REPLICAS_LOST] == {("m",): 1}
     denials = {"NO_REPLICA": 0, "TOO_LATE": 2, "QUEUE_FULL": 0, "RATE_LIMITED": 0}
     assert told[metrics.DENIALS] == {("m", ending): count for ending, count in denials.items()}
@@ -199,7 +199,7 @@ def test_what_the_router_tells() -> None:
     router.tell(Queue.of([], 101.0), [], tally)
     assert told[metrics.QUEUE_REQUESTS] == {("m", "0"): 0, ("m", "-5"): 0}
     assert told[metrics.QUEUE_OLDEST_SECONDS] == {("m",): 0} and told[metrics.GRANTS] == {("m",): 3}
-    assert told[metrics.REPLICAS] == {("m", "ready"): 0, ("m", "draining"): 0}
+    assert told[metrics.REPLICAS] == {("m", "ready"): 0, ("m", "draining"): 0, ("m", "swapping"): 0}
 
 
 def test_whatever_priorities_clients_send_the_routers_series_are_few() -> None:
