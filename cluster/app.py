@@ -68,6 +68,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
     assert engine.device != "auto", "settings must be resolved"
     return EngineSpec(
         model=model.served_name,
+        version=model.version_name,
         engine_args=args | dict(engine.extra),
         host=engine.host,
         device=engine.device,

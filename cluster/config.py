@@ -21,8 +21,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from cluster.model_settings import PROFILES
 from cluster.resolution import contradictions, lacking, resolve
-from cluster.settings import PROFILES, Machine, Settings
+from cluster.settings import Machine, Settings
 from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA
 
 __all__ = ["ConfigError", "Loaded", "Machine", "Settings", "load", "setting_keys", "this_machine"]
@@ -37,6 +38,7 @@ _NOT_SETTINGS = frozenset(
 # Paths that are taken from the settings file's directory, or the caller's.
 _PATHS = (
     ("model", "path"),
+    ("model", "store"),
     ("experts", "plan"),
     ("gateway", "keys_file"),
     ("alarms", "state_path"),
