@@ -133,6 +133,8 @@ def read(directory: Path) -> Manifest:
 def write(directory: Path, manifest: Manifest) -> None:
     """Writes `moray.json` at once or not at all, and not before its bytes are on the disk."""
     text = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2)
+    # Token ids on one line. No string has a bare line feed, so that this finds lists of numbers only.
+    text = re.sub(rb"\[\n[-+.eE\d,\s]+\]", lambda found: b"[" + b" ".join(found[0][1:-1].split()) + b"]", text)
     scratch = directory / f".{MANIFEST}.{os.getpid()}.tmp"
     try:
         with scratch.open("wb") as stream:

@@ -247,6 +247,22 @@ def alarms() -> Dashboard:
     rollout = Row(
         "Rollouts",
         [
+            states(
+                "Phase",
+                "Of the rollout that runs, or of the last one; `moray rollout status` tells why.",
+                Query(f"{of('max', m.ROLLOUT_PHASE, 'model', 'phase')} > 0", "{{model}} {{phase}}"),
+            ),
+            graph(
+                "Share by version",
+                "Of the new requests, while shares are set.",
+                "percentunit",
+                Query(of("max", m.ROLLOUT_SHARE, "model", "version"), "{{model}} {{version}}"),
+                most=1,
+            ),
+            graph("Rollouts ended", "Within the step.", "short", Query(increase(m.ROLLOUTS, "outcome"), "{{outcome}}")),
+            graph(
+                "Loading of a swap", "Of the last replica.", "s", Query(of("max", m.SWAP_SECONDS, "model"), "{{model}}")
+            ),
             graph(
                 "Replicas by version",
                 "What is loaded.",

@@ -111,8 +111,8 @@ def add(
 
 @app.command("list", epilog="Examples: `moray model list` · `moray model list --store /models/qwen3 --json`")
 def list_(store: Store = None, as_json: AsJson = False) -> None:
-    """Show a store's versions, oldest first, and which can take the place of which without a restart."""
-    from experts.versions import BadVersion, versions
+    """Show a store's versions, oldest first. "in place of": running replicas can go from those to it by a swap."""
+    from experts.versions import BadVersion, compatible, versions
 
     directory = _store(store)
     try:
@@ -129,16 +129,20 @@ def list_(store: Store = None, as_json: AsJson = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("version", "made", "of", "size", "golden", "architecture", "text", "notes", title=str(directory))
+    whole = [version.manifest for version in found if version.manifest is not None]
+    table = Table("version", title=str(directory))
+    for column in ("made", "of", "size", "golden", "in place of"):
+        table.add_column(column, no_wrap=column != "in place of")
+    table.add_column("notes", overflow="fold")
     for version in found:
-        if version.manifest is None:
-            table.add_row(Text(version.name, style="red"), *[""] * 6, Text(version.flaw, style="red"))
+        if (m := version.manifest) is None:
+            table.add_row(Text(version.name, style="red"), *[""] * 5, Text(version.flaw, style="red"))
             continue
-        m = version.manifest
-        size, marks = f"{m.bytes / 1e6:,.1f} MB", (m.architecture[:8], m.text[:8])
-        table.add_row(*map(Text, (m.name, m.created, m.parent or "-", size, str(len(m.golden)), *marks, m.notes)))
+        fits = [other.name for other in whole if other is not m and not compatible(other, m)]
+        made = m.created.replace("T", " ")[:16]
+        row = (m.name, made, m.parent or "-", f"{m.bytes / 1e6:,.1f} MB", str(len(m.golden)), ", ".join(fits) or "none")
+        table.add_row(*map(Text, (*row, m.notes)))
     Console().print(table)
-    _say("The same architecture: swapped in place. Another text: an application of its own.")
 
 
 @app.command(

@@ -95,7 +95,7 @@ def _encoded(number: int, written: Written, tokenizer: Any) -> Golden:
         )
     answer = written.answer_token_ids
     return Golden(
-        prompt=written.prompt if written.messages is None else written.messages,
+        prompt=text if written.messages is None else written.messages,
         prompt_token_ids=tuple(prompt),
         answer=written.answer,
         answer_token_ids=_answer(number, text, written.answer, tokenizer, ids) if answer is None else answer,

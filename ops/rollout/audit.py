@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("moray.rollout")
 
 SEGMENT_ENTRIES = 200  # about 80 KB of JSON: what is stored anew for an entry more
+NOTES_LOOKED_AT = 1000
 TAIL_BYTES = 1 << 16  # of a file, in which its last whole line is looked for
 
 
@@ -37,6 +38,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     what: str  # start, pause, promote, …; refused; or the rollout's own steps
     rollout: str = ""  # its id
     detail: str = ""  # a sentence
+    note: int | None = None  # number of the rollout's own note that it tells of
     before: str = ""  # digest of the entry before; "": it is the first
 
 
@@ -73,7 +75,9 @@ class AuditLog:
         self._lacks = True  # the file may lack entries: whoever wrote it last died, or could not
         self._write([])
 
-    def add(self, what: str, *, who: str, where: str, rollout: str = "", detail: str = "") -> Entry:
+    def add(
+        self, what: str, *, who: str, where: str, rollout: str = "", detail: str = "", note: int | None = None
+    ) -> Entry:
         """Notes it; when this returns it is stored, and in the file.
 
         A file that cannot be written holds nothing up (a rollback less than anything): what it lacks it gets with the
@@ -88,6 +92,7 @@ class AuditLog:
             what=what,
             rollout=rollout,
             detail=detail,
+            note=note,
             before=digest(self._last) if self._last else "",
         )
         if len(self._entries) >= SEGMENT_ENTRIES:
@@ -108,6 +113,11 @@ class AuditLog:
             older = self._read(segment) or []
             found = older[-(count - len(found)) :] + found
         return found
+
+    def noted(self, rollout: str) -> int:
+        """The last of that rollout's own notes that is in the log; -1: none is."""
+        told = (entry.note for entry in self.newest(NOTES_LOOKED_AT) if entry.rollout == rollout)
+        return max((note for note in told if note is not None), default=-1)
 
     def entries(self) -> Iterator[Entry]:
         """All of them, the oldest first."""

@@ -47,6 +47,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     in_effect: bool = False  # the router acts by it
     check: Check | None = None  # None: not asked for since this controller started, or not done yet
     samples: dict[str, Samples] = {}  # by version: requests that began after `Rollout.watch_s`; {}: none collected
+    turn_lives: bool | None = None  # Ray has the process of `Rollout.turn`'s replica; None: not known
     load_failure: str = ""  # why a starting replica could not load the version that it was to load, if that is known
     healing: str = ""  # the replica that healing has in hand (ops/controller/healing.py); "": none
     refused: str = ""  # why the last action was refused, a sentence; "": it was not

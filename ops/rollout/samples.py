@@ -4,16 +4,18 @@ A window takes requests that began within it, of all versions alike: what began 
 new version served at all, would be compared with nothing of the same kind.
 """
 
-import bisect
 import math
 import random
+from bisect import bisect_left
+from collections import Counter
 from typing import NamedTuple
 
 import msgspec
 
 SIZES = (64, 256, 1024, 4096, 16384)  # prompt tokens; upper ends of the strata, the last is open
 KEPT = 512  # requests of one version, metric and stratum: a random choice of all
-BIN_S = 5.0  # requests of the same seconds resemble each other; the gates count them by these
+BIN_S = 2.0  # requests of the same seconds resemble each other, so that they are compared with these
+MAX_BINS = 512  # of a window; when it is longer they double
 TTFT, TPOT, LENGTH = "ttft", "tpot", "length"
 
 
@@ -21,7 +23,7 @@ class Stratum(msgspec.Struct, frozen=True):
     """One metric of the requests of one prompt size. `logs[i]` fell into `bins[i]`."""
 
     seen: int  # requests in all, of which at most KEPT are kept
-    bins: tuple[int, ...] = ()  # of BIN_S since the window's beginning, by when the request began
+    bins: tuple[int, ...] = ()  # since the window's beginning, by when the request began; of all versions alike
     logs: tuple[float, ...] = ()  # natural logarithms of seconds or tokens
 
 
@@ -31,8 +33,8 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
     since_s: float  # the window's beginning
     ended: int = 0  # that tell something: served whole, or failed
     failed: int = 0  # of these
-    failed_bins: int = 0  # in so many different BIN_S: one mishap makes many at once
-    running: int = 0  # not ended yet
+    counts: dict[int, tuple[int, int]] = {}  # by bin: how many ended, and how many of these failed
+    running: int | None = None  # in flight now; None: not told, and then it is not known whether answers find an end
     mirrored: int = 0  # of `ended`: copies, which are in no latency
     ttft: dict[str, Stratum] = {}  # by stratum, "0" the smallest prompts
     tpot: dict[str, Stratum] = {}
@@ -74,12 +76,24 @@ class _Reservoir:
 
 class _Version:
     def __init__(self) -> None:
-        self.ended = self.failed = self.mirrored = self.running = 0
-        self.failed_bins: set[int] = set()
+        self.mirrored = 0
+        self.running: int | None = None
+        self.ended: Counter[int] = Counter()  # by bin
+        self.failed: Counter[int] = Counter()
         self.reservoirs: dict[tuple[str, int], _Reservoir] = {}
 
     def add(self, metric: str, size: int, bin: int, value: float, rng: random.Random) -> None:
         self.reservoirs.setdefault((metric, size), _Reservoir()).add(bin, value, rng)
+
+    def coarsen(self) -> None:
+        """Bins of twice the length."""
+        for name in ("ended", "failed"):
+            halved: Counter[int] = Counter()
+            for bin, count in getattr(self, name).items():
+                halved[bin // 2] += count
+            setattr(self, name, halved)
+        for reservoir in self.reservoirs.values():
+            reservoir.bins = [bin // 2 for bin in reservoir.bins]
 
     def samples(self, since_s: float) -> Samples:
         by_metric: dict[str, dict[str, Stratum]] = {TTFT: {}, TPOT: {}, LENGTH: {}}
@@ -87,9 +101,9 @@ class _Version:
             by_metric[metric][str(size)] = reservoir.stratum()
         return Samples(
             since_s=since_s,
-            ended=self.ended,
-            failed=self.failed,
-            failed_bins=len(self.failed_bins),
+            ended=self.ended.total(),
+            failed=self.failed.total(),
+            counts={bin: (count, self.failed[bin]) for bin, count in self.ended.items()},
             running=self.running,
             mirrored=self.mirrored,
             ttft=by_metric[TTFT],
@@ -102,7 +116,7 @@ class Window:
     """Collects the requests that began at `since_s` or later. A rollout's is made anew when its `watch_s` changes."""
 
     def __init__(self, since_s: float, seed: int = 0) -> None:
-        self.since_s = since_s
+        self.since_s, self._bin_s = since_s, BIN_S
         self._rng = random.Random(seed)
         self._versions: dict[str, _Version] = {}
 
@@ -110,13 +124,15 @@ class Window:
         """One that began before the window is left out."""
         if request.began_s < self.since_s:
             return
-        of = self._versions.setdefault(request.version, _Version())
-        bin, size = int((request.began_s - self.since_s) // BIN_S), bisect.bisect_left(SIZES, request.prompt_tokens)
-        of.ended += 1
+        while (bin := int((request.began_s - self.since_s) // self._bin_s)) >= MAX_BINS:
+            self._bin_s *= 2.0
+            for version in self._versions.values():
+                version.coarsen()
+        of, size = self._versions.setdefault(request.version, _Version()), bisect_left(SIZES, request.prompt_tokens)
+        of.ended[bin] += 1
         of.mirrored += request.mirror
         if request.failed:
-            of.failed += 1
-            of.failed_bins.add(bin)
+            of.failed[bin] += 1
             return
         if request.output_tokens > 0:
             of.add(LENGTH, size, bin, request.output_tokens, self._rng)
@@ -125,10 +141,29 @@ class Window:
                 of.add(metric, size, bin, value, self._rng)
 
     def running(self, by_version: dict[str, int]) -> None:
-        """Requests in flight now, as the gateways or the router count them; those before the window included."""
-        for name, running in by_version.items():
-            self._versions.setdefault(name, _Version()).running = running
+        """Requests in flight now, as the gateways or the router count them; those before the window included.
+
+        A version that is not named has none. To be told before each `samples`.
+        """
+        for name in by_version:
+            self._versions.setdefault(name, _Version())
+        for name, of in self._versions.items():
+            of.running = by_version.get(name, 0)
 
     def samples(self) -> dict[str, Samples]:
         """By version; what nothing was told of is not there."""
         return {name: of.samples(self.since_s) for name, of in self._versions.items()}
+
+
+def thinned(samples: Samples, kept: int) -> Samples:
+    """The same with at most so many values of each metric and stratum, to be stored."""
+
+    def thin(strata: dict[str, Stratum]) -> dict[str, Stratum]:
+        return {
+            size: Stratum(s.seen, s.bins[:: (step := -(-len(s.logs) // kept) or 1)], s.logs[::step])
+            for size, s in strata.items()
+        }
+
+    return msgspec.structs.replace(
+        samples, counts={}, ttft=thin(samples.ttft), tpot=thin(samples.tpot), length=thin(samples.length)
+    )

@@ -51,7 +51,6 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     version: str  # that it is to get
     began_s: float
     restart: bool = False  # by a new process instead of a swap
-    absent_s: float | None = None  # since when it is not in the roster; None: it is
 
 
 class Looks(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,8 +81,9 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     by: str = ""  # who asked for it
     phase: Phase = Phase.PENDING
     strategy: Strategy = Strategy.AUTO  # in-place or surge, from the end of verifying on
+    same_architecture: bool = True  # False: a replica gets the other version by a restart, not by a swap
     golden: int = 0  # golden prompts that the version brings
-    since_s: float = 0.0  # when the phase, or the step of the canary, began; time in a pause is added
+    since_s: float = 0.0  # when the phase or step began, or a replica was through; time in a pause is added
     step: int = 0  # of spec.steps
     paused_s: float | None = None  # when it was paused; None: it goes on
     wish: Wish = Wish.NONE

@@ -83,7 +83,7 @@ def test_an_entry_tells_who_what_when_and_from_where(tmp_path: Path) -> None:
     first, second = add(one, "start"), add(one, "promote")
     assert lines(file)[0] == {
         "number": 0, "at_s": 100.0, "model": "m", "who": "alice", "where": "10.0.0.7", "what": "start",
-        "rollout": "r1", "detail": "Why.", "before": "",
+        "rollout": "r1", "detail": "Why.", "note": None, "before": "",
     }  # fmt: skip
     assert second.before == digest(first) and file.stat().st_mode & 0o077 == 0o040
 
