@@ -9,7 +9,7 @@ function note(section, words) {
 
 // -- replicas
 
-const STATE_TONES = { ready: "good", draining: "warn" };
+const STATE_TONES = { ready: "good", draining: "warn", swapping: "warn" };
 
 const replicaColumns = (told) => [
   {

@@ -6,7 +6,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from ops.dashboards.overview import FAILED, MODEL, REPLICA, overview
 from ops.dashboards.panels import Limits, Query, Row, choice, figure, graph, heat, page, states
-from ops.dashboards.queries import increase, of, quantile, rate, select
+from ops.dashboards.queries import increase, of, quantile, rate
 from replicas import metrics as m
 
 SHED = 'ending=~"TOO_LATE|QUEUE_FULL"'
@@ -267,7 +267,7 @@ def alarms() -> Dashboard:
                 "Replicas by version",
                 "What is loaded.",
                 "short",
-                Query(f"count by (model, version) ({select(m.MODEL_VERSION)})", "{{model}} {{version}}"),
+                Query(of("sum", m.MODEL_VERSION, "model", "version"), "{{model}} {{version}}"),
                 stacked=True,
             ),
             graph(
