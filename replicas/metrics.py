@@ -83,8 +83,15 @@ REQUESTS = _counter(
     "moray_requests_total",
     "requests",
     ("model", "version", "ending"),
-    "Requests that ended, by how: DONE, ABORTED (the client left), ERROR (of the engine), or what the cluster decided. "
-    "Samples of n>1 count one by one.",
+    "Requests that ended, by how: DONE, ABORTED (the client left), ERROR (of the engine), RESTARTED (its version was "
+    "gone, it began again from its prompt), or what the cluster decided. Samples of n>1 count one by one.",
+)
+MIRRORED_REQUESTS = _counter(
+    Teller.GATEWAY,
+    "moray_mirrored_requests_total",
+    "requests",
+    ("model", "version", "ending"),
+    "Copies of requests that ran on a version under trial; no client sees one, and no other figure counts it.",
 )
 STAGE_SECONDS = _histogram(
     "moray_request_stage_seconds",

@@ -74,6 +74,15 @@ def test_a_request_that_never_ran_has_the_stages_it_came_through(registry: Colle
     assert values(registry, metrics.SLO_REQUESTS) == {("m", "true"): 0, ("m", "false"): 1}
 
 
+def test_a_copy_that_nobody_reads_is_counted_in_its_own_figure_alone(registry: CollectorRegistry) -> None:
+    told = made(registry)
+    before = {s.name: s.value for f in registry.collect() for s in f.samples if not s.name.endswith("_created")}
+    told.ended(RECORD._replace(mirror=True, version="v2"))
+    assert values(registry, metrics.MIRRORED_REQUESTS) == {("m", "v2", "DONE"): 1}
+    after = {s.name: s.value for f in registry.collect() for s in f.samples if not s.name.endswith("_created")}
+    assert after == before | {"moray_mirrored_requests_total": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "met"),
     [
@@ -90,6 +99,9 @@ def test_a_request_that_never_ran_has_the_stages_it_came_through(registry: Colle
         ({"ending": "LOST"}, False),
         ({"ending": "QUARANTINED"}, False),
         ({"ending": "ERROR"}, False),
+        ({"ending": "VERSION_GONE"}, False),
+        ({"ending": "RESTARTED"}, None),  # the answer that comes of it is held to the SLO
+        ({"mirror": True, "ending": "LOST"}, None),
     ],
 )
 def test_what_is_within_the_slo(changes: dict[str, object], met: bool | None) -> None:
@@ -108,6 +120,7 @@ def test_a_resume_is_counted_by_its_cause(registry: CollectorRegistry) -> None:
 def test_the_catalogue_is_what_a_gateway_tells(registry: CollectorRegistry) -> None:
     told = made(registry)
     told.ended(RECORD)
+    told.ended(RECORD._replace(mirror=True))
     told.resumed("lost", 0.3)
     families = {family.name: family for family in registry.collect()}
     for metric in metrics.of(Teller.GATEWAY):
