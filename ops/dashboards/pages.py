@@ -6,7 +6,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from ops.dashboards.overview import FAILED, MODEL, REPLICA, overview
 from ops.dashboards.panels import Limits, Query, Row, choice, figure, graph, heat, page, states
-from ops.dashboards.queries import increase, of, quantile, rate, select
+from ops.dashboards.queries import increase, of, quantile, rate
 from replicas import metrics as m
 
 SHED = 'ending=~"TOO_LATE|QUEUE_FULL"'
@@ -267,7 +267,7 @@ def alarms() -> Dashboard:
                 "Replicas by version",
                 "What is loaded.",
                 "short",
-                Query(f"count by (model, version) ({select(m.MODEL_VERSION)})", "{{model}} {{version}}"),
+                Query(of("sum", m.MODEL_VERSION, "model", "version"), "{{model}} {{version}}"),
                 stacked=True,
             ),
             graph(
@@ -300,6 +300,13 @@ def alarms() -> Dashboard:
                 "s",
                 Query(quantile(0.95, m.TPOT_SECONDS, "model", "version"), "{{model}} {{version}}"),
                 wide=12,
+            ),
+            graph(
+                "Copies by version",
+                "A second, by ending: requests that ran once more on a version under trial, for nobody to read.",
+                "reqps",
+                Query(rate(m.MIRRORED_REQUESTS, "model", "version", "ending"), "{{model}} {{version}}: {{ending}}"),
+                wide=24,
             ),
         ],
     )
