@@ -14,7 +14,7 @@ from scripted_core import Client, Hosted, continuation, spec, until
 from test_router import Router, grant, info, outbox, report, ticket
 
 from cluster.draining import DrainRefused, DrainRequest
-from cluster.router import HEARTBEAT_TIMEOUT_S
+from cluster.router_state import HEARTBEAT_TIMEOUT_S
 from cluster.swaps import SwapRefused
 from replicas import replica as module
 from replicas.assignment import Assignment, Mirror
