@@ -43,6 +43,7 @@ _PATHS = (
     ("gateway", "keys_file"),
     ("alarms", "state_path"),
     ("alarms", "record_path"),
+    ("rollout", "audit_path"),
 )
 # Kubernetes gives every pod such variables for a Service named moray or moray-…
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")

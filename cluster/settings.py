@@ -19,6 +19,7 @@ from cluster.alarm_settings import Alarms
 from cluster.autoscaling_settings import Autoscaling
 from cluster.model_settings import Model
 from cluster.policies import CONTINUOUS, POLICIES
+from cluster.rollout_settings import Rollout
 from cluster.settings_group import Group as _Group
 
 
@@ -320,6 +321,7 @@ class Settings(_Group):
     autoscaling: Autoscaling = Autoscaling()
     metrics: Metrics = Metrics()
     alarms: Alarms = Alarms()
+    rollout: Rollout = Rollout()
     ray: Ray = Ray()
     log: Log = Log()
 

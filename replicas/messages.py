@@ -158,6 +158,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""  # of the model; set once it has started there: it never moves to another
     session: int = 0  # stable 63-bit hash of tenant and session: which share of the traffic it belongs to
     first_of_request: bool = True  # False for n>1's further samples: requests per minute count HTTP requests
+    mirror: bool = False  # a copy that nobody reads: it runs where there is room at once, and counts nowhere
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +193,7 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float = 0.0  # when another try may succeed; 0: not known
     detail: str = ""  # a sentence for the client; empty: the ending's own
     quota: Quota | None = None  # None: its tenant has no limits
+    mirror: bool = False  # it was a copy that nobody reads
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):
