@@ -214,7 +214,8 @@ class ContinuousBatcher:
     def _deny(self, pool: Pool, waiting: Waiting, ending: Ending, decision: Decision) -> None:
         self._pools.remove(waiting.request_id)
         retry_after_s = pool.drain_rate.seconds_for(pool.queue.prefill_tokens) if ending is Ending.TOO_LATE else 0.0
-        denial = Denial(request_id=waiting.request_id, ending=ending.name, retry_after_s=retry_after_s)
+        detail = f"Version {waiting.ticket.version}: {ending.sentence}" if ending is Ending.VERSION_GONE else ""
+        denial = Denial(request_id=waiting.request_id, ending=ending.name, retry_after_s=retry_after_s, detail=detail)
         decision.denials.append((waiting.owner, denial))
 
     def _grant_in_order(self, pool: Pool, now: float, decision: Decision) -> None:

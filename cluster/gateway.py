@@ -25,6 +25,7 @@ from cluster.draining import DrainRefused, DrainRequest
 from cluster.edge import Edge
 from cluster.extensions import GatewayContext, add_routes
 from cluster.journal import Journal
+from cluster.naming_versions import naming_versions
 from cluster.outcomes import context_of_request
 from cluster.request_metrics import Slo
 from cluster.router_link import RayRouterLink, RouterGone
@@ -151,6 +152,9 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink, wanted: Callable[[
     add_routes(app, context)
     _adapt(app, spec)
     _spare_tokens(app)
+    for name in _SERVING:
+        if (serving := getattr(app.state, name)) is not None:
+            serving.__class__ = naming_versions(type(serving))
     short_prompts.run_inline(llm.renderer._executor)
     enable_envs_cache()  # else vLLM reads and parses its environment anew for each request
     gc.set_threshold(50_000, 20, 100)  # what lives long is frozen (vLLM's lifespan); tokens' garbage has no cycles
@@ -161,6 +165,8 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink, wanted: Callable[[
         keys=keys.ring if keys else None,
         ttft_s=spec.ttft_s,
         journal=journal,
+        operators=spec.operators,
+        versions=lambda: core.versions,
     )
 
 
@@ -184,6 +190,16 @@ class _as_vllms_engine_core:  # noqa: N801  (a context manager, used as a word)
 
 # Routes that command one engine's processes; a cluster's are commanded through `moray`.
 _NOT_OF_A_CLUSTER = {"/scale_elastic_ep", "/is_scaling_elastic_ep", "/kv_event_sources"}
+
+
+# What answers requests for tokens, by its name in the app's state.
+_SERVING = (
+    "openai_serving_chat",
+    "openai_serving_chat_batch",
+    "openai_serving_completion",
+    "openai_serving_responses",
+    "anthropic_serving_messages",
+)
 
 
 def _adapt(app: "FastAPI", spec: GatewaySpec) -> None:

@@ -83,8 +83,15 @@ REQUESTS = _counter(
     "moray_requests_total",
     "requests",
     ("model", "version", "ending"),
-    "Requests that ended, by how: DONE, ABORTED (the client left), ERROR (of the engine), or what the cluster decided. "
-    "Samples of n>1 count one by one.",
+    "Requests that ended, by how: DONE, ABORTED (the client left), ERROR (of the engine), RESTARTED (its version was "
+    "gone, it began again from its prompt), or what the cluster decided. Samples of n>1 count one by one.",
+)
+MIRRORED_REQUESTS = _counter(
+    Teller.GATEWAY,
+    "moray_mirrored_requests_total",
+    "requests",
+    ("model", "version", "ending"),
+    "Copies of requests that ran on a version under trial; no client sees one, and no other figure counts it.",
 )
 STAGE_SECONDS = _histogram(
     "moray_request_stage_seconds",
@@ -164,7 +171,7 @@ QUEUE_PROMPT_TOKENS = _gauge(
     Teller.ROUTER, "moray_queue_prompt_tokens", "tokens", ("model",), "Prompt tokens of all that wait."
 )
 REPLICAS = _gauge(
-    Teller.ROUTER, "moray_replicas", "replicas", ("model", "state"), "Replicas by state: ready or draining."
+    Teller.ROUTER, "moray_replicas", "replicas", ("model", "state"), "Replicas by state: ready, draining or swapping."
 )
 GRANTS = _counter(Teller.ROUTER, "moray_grants_total", "requests", ("model",), "Requests granted to a replica.")
 DENIALS = _counter(

@@ -368,6 +368,36 @@ def rollout(
             Console().print(made)
 
 
+@app.command()
+def gates(
+    rollouts: Annotated[int, typer.Option(min=1, help="Rollouts of each new version.")] = 200,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second, on four replicas.")] = 10.0,
+    min_samples: Annotated[
+        int | None, typer.Option(min=20, help="Requests of each version that a step needs. Default: a rollout's own.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How often a rollout's gates roll back a version just like the old one, and find a worse one.
+
+    Whole simulated rollouts with the default steps and gates; requests are skewed, of many sizes, and come in bursts.
+    false_rollback: share of rollouts of an identical version that did not end promoted, by a gate or the deadline.
+    detected: the least share of rollouts of a worse version that were rolled back, of all kinds of worse.
+    rollback_p50_s: from the first canary token to the decision. bad_share_p50: share of that time's requests that the
+    worse version answered. Exactly repeatable.
+
+    Example: moray bench gates --rollouts 50 --json
+    """
+    from ops.bench.gates import measure, table
+    from ops.rollout.spec import RolloutSpec
+
+    spec = RolloutSpec(version="v2") if min_samples is None else RolloutSpec(version="v2", min_samples=min_samples)
+    figures = measure(rollouts, rate, spec, _reporter(as_json))
+    if as_json:
+        typer.echo(json.dumps(figures))
+    else:
+        Console().print(table(figures))
+
+
 def _reporter(quiet: bool) -> Any:
     console = Console(stderr=True)
     return lambda line: None if quiet else console.print(line, style="dim", highlight=False)

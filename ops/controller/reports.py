@@ -2,7 +2,7 @@
 
 import msgspec
 
-from cluster.journal import ABORTED, DONE, ERROR, Ended
+from cluster.journal import ABORTED, DONE, ERROR, RESTARTED, Ended
 from cluster.live import SeenReplica
 from cluster.outcomes import Ending
 
@@ -36,7 +36,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def of_interest(record: Ended, now: float) -> EndedRequest | None:
-    """None: its ending tells nothing of the cluster; a tenant's limit or the client's own mistake ended it."""
+    """None: its ending tells nothing of the cluster; a tenant's limit or the client's own mistake ended it.
+
+    Nor does what began again on another version: its answer is told by the record that follows.
+    """
+    if record.mirror or record.ending == RESTARTED:
+        return None
     failed, shed = record.ending == ERROR, False
     if record.ending not in (DONE, ABORTED, ERROR):
         ending = Ending[record.ending]

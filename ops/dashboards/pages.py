@@ -301,6 +301,13 @@ def alarms() -> Dashboard:
                 Query(quantile(0.95, m.TPOT_SECONDS, "model", "version"), "{{model}} {{version}}"),
                 wide=12,
             ),
+            graph(
+                "Copies by version",
+                "A second, by ending: requests that ran once more on a version under trial, for nobody to read.",
+                "reqps",
+                Query(rate(m.MIRRORED_REQUESTS, "model", "version", "ending"), "{{model}} {{version}}: {{ending}}"),
+                wide=24,
+            ),
         ],
     )
     what = "What is wrong, what was done about it, and whether a version differs from another."

@@ -17,7 +17,7 @@ from ops.rollout.observed import Observed
 from ops.rollout.samples import Samples, thinned
 from ops.rollout.spec import Strategy
 from ops.rollout.state import ENDED, Looks, Phase, Rollout, Turn, Wish
-from ops.rollout.turns import next_turn, rolling_back, settled
+from ops.rollout.turns import adopted, next_turn, rolling_back, settled
 
 __all__ = ["Action", "Assign", "Decision", "Drain", "Restart", "Scale", "SwapReplica", "Verify", "decide"]
 
@@ -49,13 +49,13 @@ def decide(rollout: Rollout, observed: Observed) -> Decision:
 
 def _advanced(rollout: Rollout, observed: Observed) -> Rollout:
     """One move; the same rollout: there is none."""
-    if (after := settled(rollout, observed)) is not rollout:
+    if rollout.phase is Phase.PENDING:
+        return replace(rollout, phase=Phase.VERIFYING, since_s=observed.now_s)
+    if rollout.phase is Phase.VERIFYING:
+        return _verifying(rollout, observed)
+    if (after := adopted(settled(rollout, observed), observed)) is not rollout:
         return after
     match rollout.phase:
-        case Phase.PENDING:
-            return replace(rollout, phase=Phase.VERIFYING, since_s=observed.now_s)
-        case Phase.VERIFYING:
-            return _verifying(rollout, observed)
         case Phase.CANARY:
             return _canary(rollout, observed)
         case Phase.PROMOTING:

@@ -25,13 +25,16 @@ def settled(rollout: Rollout, observed: Observed) -> Rollout:
     if turn is None:
         return rollout
     now_s = observed.now_s
-    replica = Fleet(rollout, observed).find(turn.replica_id)
+    fleet = Fleet(rollout, observed)
+    replica = fleet.find(turn.replica_id)
     late = now_s - turn.began_s >= rollout.spec.finish_s + rollout.spec.swap_timeout_s
     if replica is None:
         if turn.restart and (late or observed.turn_lives is not True):
             detail = f"{turn.replica_id} has ended; another one loads {turn.version}"
             return _over(rollout, now_s).with_note(now_s, "restarted", detail)
-        if not turn.restart and (late or observed.turn_lives is False):
+        # It may only not have joined a new router yet; but not if all that are wanted are there without it.
+        gone = observed.turn_lives is False or (observed.turn_lives is None and not fleet.missing)
+        if not turn.restart and (late or gone):
             return _lost(rollout, turn, now_s)
         return rollout
     if turn.restart:
@@ -92,6 +95,19 @@ def _lost(rollout: Rollout, turn: Turn, now_s: float) -> Rollout:
     return told
 
 
+def adopted(rollout: Rollout, observed: Observed) -> Rollout:
+    """A swap that nobody remembers is this rollout's turn: it has an end, or hangs, as any other."""
+    if rollout.turn is not None:
+        return rollout
+    for replica in observed.replicas or ():
+        if replica.swap is not None and replica.swapping:
+            swap = replica.swap
+            turn = Turn(id=swap.id, replica_id=replica.replica_id, version=swap.version, began_s=observed.now_s)
+            detail = f"{replica.replica_id} is being swapped to {swap.version} already"
+            return replace(rollout, turn=turn, turns=rollout.turns + 1).with_note(observed.now_s, "adopted", detail)
+    return rollout
+
+
 # -- whose turn it is -------------------------------------------------------------------------------------------------
 
 
@@ -103,9 +119,6 @@ def next_turn(rollout: Rollout, observed: Observed) -> Turn | str:
         if fleet.extra and rollout.phase in FORWARD and fleet.missing:
             return f"an extra replica loads {rollout.to_version}"
         return ""
-    for other in fleet.there:
-        if other.swapping:
-            return f"{other.replica_id} is being swapped"
     if not fleet.assigned:
         return "the router has not heard of it yet"
     if observed.extra < fleet.extra:
@@ -129,9 +142,13 @@ def _whose(rollout: Rollout, fleet: Fleet) -> tuple[ReplicaSeen | None, str]:
         loading = rollout.strategy is Strategy.SURGE and fleet.missing > 0
         if len(fleet.new) >= fleet.canaries or loading or not fleet.old:
             return None, ""
-        return _idlest(fleet.old), rollout.to_version
-    # What is drained is swapped last: one that is being scaled in goes by itself.
-    astray = [replica for replica in fleet.astray if not replica.draining] or fleet.astray
+        drained = [] if rollout.same_architecture else [r for r in fleet.astray if r.draining]
+        return _idlest(drained or fleet.old), rollout.to_version
+    # One that is drained is swapped last, for if it is being scaled in, it goes by itself; but it is restarted first:
+    # it serves nobody, and may have been drained for that by a controller that came no further.
+    there = {drained: [r for r in fleet.astray if r.draining is drained] for drained in (True, False)}
+    first = not rollout.same_architecture
+    astray = there[first] or there[not first]
     return (_idlest(astray) if astray else None), goal(rollout)
 
 

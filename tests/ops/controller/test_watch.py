@@ -183,12 +183,12 @@ def test_which_endings_are_errors_of_ours() -> None:
         for name in ("DONE", "ABORTED", "ERROR", *Ending.__members__)
     }
     assert {name for name, one in told.items() if one is None} == {
-        "REJECTED", "BODY_TOO_LARGE", "RATE_LIMITED", "UNAUTHENTICATED", "BAD_HEADER",
+        "REJECTED", "BODY_TOO_LARGE", "RATE_LIMITED", "UNAUTHENTICATED", "BAD_HEADER", "NOT_OPERATOR",
     }  # fmt: skip
-    assert {name for name, one in told.items() if one and one.failed} == {
-        "ERROR", "NO_REPLICA", "LOST", "QUARANTINED", "VERSION_GONE",
-    }  # fmt: skip
+    failed = {name for name, one in told.items() if one and one.failed}
+    assert failed == {"ERROR", "NO_REPLICA", "LOST", "VERSION_GONE", "QUARANTINED"}
     assert {name for name, one in told.items() if one and one.shed} == {"TOO_LATE", "QUEUE_FULL"}
+    assert of_interest(RECORD._replace(ending="RESTARTED"), 105.4) is None
     assert told["DONE"].age_s == pytest.approx(4.0)
     assert (told["DONE"].ttft_s, told["DONE"].tpot_s) == (1.0, pytest.approx(0.1))
     assert (told["DONE"].lasted_s, told["DONE"].output_tokens) == (pytest.approx(1.4), 5)
