@@ -45,7 +45,8 @@ def rollout(
 
 def gates(
     rollouts: Annotated[int, typer.Option(min=1, help="Rollouts of each new version.")] = 200,
-    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second, on four replicas.")] = 10.0,
+    replicas: Annotated[int, typer.Option(min=1, help="1: the new version is compared with the old one's last.")] = 4,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second.")] = 10.0,
     min_samples: Annotated[
         int | None, typer.Option(min=20, help="Requests of each version that a step needs. Default: a rollout's own.")
     ] = None,
@@ -65,7 +66,7 @@ def gates(
     from ops.rollout.spec import RolloutSpec
 
     spec = RolloutSpec(version="v2") if min_samples is None else RolloutSpec(version="v2", min_samples=min_samples)
-    figures = measure(rollouts, rate, spec, reporter(as_json))
+    figures = measure(rollouts, replicas, rate, spec, reporter(as_json))
     if as_json:
         typer.echo(json.dumps(figures))
     else:
