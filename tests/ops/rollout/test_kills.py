@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from killed_shell import Shell
 from simulated_cluster import Cluster, Version
-from test_rollouts import BAD, BROKEN, QUICK
+from test_decided_rollouts import BAD, BROKEN, QUICK
 
 from ops.rollout.commands import Command, Refused, commanded
 from ops.rollout.spec import RolloutSpec
