@@ -30,7 +30,7 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from cluster.journal import ABORTED, DONE, OF_FINISH, Journal
+from cluster.journal import ABORTED, DONE, OF_FINISH, RESTARTED, Journal
 from cluster.live import (
     HangWatch,
     Key,
@@ -40,13 +40,16 @@ from cluster.live import (
     Resumes,
     SeenReplica,
     by_peer,
+    first_ticket,
     key_of,
+    resync,
     seen_replicas,
 )
+from cluster.mirror import Mirror
 from cluster.outcomes import Ending, RequestContext, context_of_request
 from cluster.router_link import RouterLink
 from cluster.router_talk import RouterTalk
-from replicas.messages import Grant, Inbox, ReplicaInfo, Resync, Ticket
+from replicas.messages import Grant, Inbox, ReplicaInfo
 from replicas.wire import Connection, Kind
 
 logger = logging.getLogger("ray.serve")
@@ -69,8 +72,9 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         journal: Journal | None = None,
         tell_times: bool = False,
     ) -> None:
-        """`seed_samples`: whether each sampled request that has no seed gets one, so that it resumes exactly.
+        """`gateway`: the id by which the router knows us.
 
+        `seed_samples`: whether each sampled request that has no seed gets one, so that it resumes exactly.
         `prompt_blocks` names a prompt's full KV blocks of so many tokens (`vllm_core.prompt_blocks`).
         `journal` is told of each request that ended. `tell_times`: vLLM's metrics want when a request was queued and
         submitted, in this process's time.
@@ -81,11 +85,12 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         self.resources = Resources()
         self.resumes = Resumes()
         self.journal = journal or Journal("")
+        self.mirror = Mirror()
+        self.journal.listeners.append(self.mirror)
         self.metrics_address = ""  # "host:port" of this gateway's metrics, which the router is told; set before it runs
         self._tell_times = tell_times
-        self._talk = RouterTalk(router, self._all_open)
+        self._talk = RouterTalk(router, lambda: resync(gateway, self.metrics_address, self._live.values()))
         self.attained = self._talk.attained  # told of each request that ended: within the SLO or not
-        self._gateway = gateway  # the id by which the router knows us
         self._live: dict[str, Live] = {}
         self._peers: dict[Key, Peer] = {}
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
@@ -112,19 +117,15 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         if self._seed_samples and request.sampling_params.temperature and request.sampling_params.seed is None:
             request.sampling_params = copy.copy(request.sampling_params)  # samples of one HTTP request share theirs
             request.sampling_params.seed = random.getrandbits(63)
-        ticket = Ticket(
-            request_id=request.request_id,
-            prompt_tokens=len(request.prompt_token_ids or ()),
-            max_tokens=request.sampling_params.max_tokens or 1,
-            tenant=context.tenant,
-            priority=request.priority,
-            ttft_s=context.ttft_s,
-            blocks=self._blocks(request),
-            first_of_request=context.is_first_ticket(),
-        )
-        self._live[request.request_id] = Live(request, ticket, context)
-        context.open_requests += 1
-        self._talk.ask(ticket)
+        live = Live(request, first_ticket(request, context, self._blocks(request)), context)
+        self._open(live)
+        if (copied := self.mirror.copy_of(live)) is not None:
+            self._open(copied)
+
+    def _open(self, live: Live) -> None:
+        self._live[live.ticket.request_id] = live
+        live.context.open_requests += 1
+        self._talk.ask(live.ticket)
 
     def _blocks(self, request: EngineCoreRequest) -> tuple[int, ...]:
         for peer in self._peers.values():  # all have blocks of one size
@@ -163,7 +164,14 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
 
     @property
     def open_requests(self) -> int:
-        return len(self._live)
+        return len(self._live) - self.mirror.open
+
+    @property
+    def versions(self) -> set[str]:
+        """The names of the model's versions that are served or about to be; none if there is one without a name."""
+        assigned = self.mirror.assignment
+        served = {peer.info.version for peer in self._peers.values()}
+        return served.union(assigned.directories if assigned else ()) - {""}
 
     def seen(self) -> list[SeenReplica]:
         return seen_replicas(self._peers.values(), self._live.values())
@@ -177,16 +185,9 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
     def _release(self, live: Live, whole: bool = False) -> None:
         self._talk.release(live.ticket.request_id, len(live.delivered) - live.delivered_before, whole)
 
-    def _all_open(self) -> Resync:
-        live = self._live.values()
-        return Resync(
-            gateway=self._gateway,
-            metrics=self.metrics_address,
-            waiting=tuple(one.ticket for one in live if one.grant is None),
-            running=tuple((one.ticket, one.grant) for one in live if one.grant is not None),
-        )
-
     def _take(self, inbox: Inbox) -> None:
+        if inbox.assignment is not None:
+            self.mirror.assignment = inbox.assignment
         for info in inbox.roster or ():
             self._meet(info)
         for grant in inbox.grants:
@@ -216,7 +217,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         for request_id in request_ids:
             live = self._live.get(request_id)
             if live is not None and live.grant is not None and key_of(live.grant) == key_of(peer.info):
-                self.resumes.moved += 1
+                self.resumes.moved += not live.ticket.mirror
                 live.lost_at, live.moving = time.monotonic(), True
                 self._ask_again(live)
 
@@ -226,7 +227,8 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             return  # it was aborted meanwhile: its release is on the way
         live.verdict.quota = grant.quota
         peer = self._peers.get(key_of(grant))
-        if peer is None:  # lost between the router's decision and now
+        # Lost between the router's decision and now; or another sample of its answer has begun on another version.
+        if peer is None or live.context.version not in ("", peer.info.version):
             self._ask_again(live)
             return
         live.granted(grant, peer.info, time.monotonic())
@@ -304,7 +306,8 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
                 del self._live[output.request_id]
                 self._release(live, whole=True)
                 live.write_down(self.journal, OF_FINISH.get(output.finish_reason.name, DONE))
-            kept.append(output)
+            if not live.ticket.mirror:
+                kept.append(output)
         if kept:
             outputs.outputs = kept
             outputs.timestamp = now  # replicas have other clocks
@@ -354,7 +357,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
             if live.quarantined:
                 self._quarantine(live)
             else:
-                self.resumes.count += 1
+                self.resumes.count += not live.ticket.mirror
                 self._ask_again(live)
 
     def _quarantine(self, live: Live) -> None:
@@ -364,28 +367,26 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         self._end(live, Ending.QUARANTINED, f"Request {request_id}: {Ending.QUARANTINED.sentence}")
 
     def _ask_again(self, live: Live) -> None:
-        """Tickets `prompt + delivered tokens`, ahead of the queue."""
+        """Tickets `prompt + delivered tokens`, ahead of the queue; a copy that nobody reads ends with its replica."""
         live.grant, live.submitted_at = None, 0.0
-        prompt = len(live.request.prompt_token_ids or ()) + len(live.delivered)
-        left = max((live.request.sampling_params.max_tokens or 1) - len(live.delivered), 0)
-        if left == 0:  # its last token had come, only the word that it was the last had not
+        if not live.tokens_left:  # its last token had come, only the word that it was the last had not
             self._finish(live, FinishReason.LENGTH, DONE)
-            return
-        self._release(live)
-        live.resumes += 1
-        live.delivered_before = len(live.delivered)
-        live.ticket = msgspec.structs.replace(live.ticket, prompt_tokens=prompt, max_tokens=left, resumed=True)
-        self._talk.ask(live.ticket)
+        elif live.ticket.mirror:
+            self._end(live, Ending.LOST)
+        else:
+            self._release(live)
+            self._talk.ask(live.ticket_anew())
 
     # -- endings ------------------------------------------------------------------------------------------------------
 
     def _end(self, live: Live, ending: Ending, detail: str = "") -> None:
         """Ends a request that the cluster cannot serve; the gateway turns it into the ending's HTTP status."""
         live.verdict.ending, live.verdict.detail = ending, detail
-        self._finish(live, FinishReason.ERROR, ending.name)
+        written = RESTARTED if live.context.starts_anew else ending.name
+        self._finish(live, FinishReason.ERROR, written)
         # Other samples of the same HTTP request have no answer to be in; the front end may yet wait for their last.
         others = [request_id for request_id, other in self._live.items() if other.verdict is live.verdict]
-        self._abort(others, ending.name)
+        self._abort(others, written)
         for request_id in others:
             self._tell_end(request_id, FinishReason.ERROR)
 
@@ -394,7 +395,8 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         del self._live[request_id]
         self._release(live)
         live.write_down(self.journal, ending)
-        self._tell_end(request_id, reason)
+        if not live.ticket.mirror:
+            self._tell_end(request_id, reason)
 
     def _tell_end(self, request_id: str, reason: FinishReason) -> None:
         self._outputs.put_nowait(EngineCoreOutputs(outputs=[EngineCoreOutput(request_id, [], finish_reason=reason)]))

@@ -14,6 +14,7 @@ logger = logging.getLogger("ray.serve")
 DONE = "DONE"  # the model, its limits or a stop string ended it
 ABORTED = "ABORTED"  # its client went away, or vLLM's front end gave it up
 ERROR = "ERROR"  # the engine gave this one request up
+RESTARTED = "RESTARTED"  # its version was gone; nothing of its answer was sent, and it begins again from its prompt
 # An ending is one of these or the name of an `outcomes.Ending`.
 OF_FINISH = {"ABORT": ABORTED, "ERROR": ERROR}  # vLLM's FinishReason by name; all others are DONE
 
@@ -45,6 +46,8 @@ class Ended(NamedTuple):
     resumes: int  # how often it went on elsewhere
     longest_gap_s: float  # without a token because of one of these
     ttft_slo_s: float | None  # the time in which its first token was wanted, from its arrival
+    session: int = 0  # the stable hash by which it got its version
+    mirror: bool = False  # a copy of a request, which no client sees: no figure of the service counts it
 
     @property
     def times(self) -> tuple[float | None, ...]:

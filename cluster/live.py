@@ -8,9 +8,11 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import msgspec
+
 from cluster.journal import Ended, Journal
 from cluster.outcomes import RequestContext, Verdict
-from replicas.messages import Grant, ReplicaInfo, Ticket
+from replicas.messages import Grant, ReplicaInfo, Resync, Ticket
 from replicas.wire import Connection, Kind
 
 logger = logging.getLogger("ray.serve")
@@ -22,6 +24,22 @@ Key = tuple[str, int]  # one life of a replica: its id and epoch
 
 def key_of(of: Grant | ReplicaInfo) -> Key:
     return of.replica_id, of.epoch
+
+
+def first_ticket(request: Any, context: RequestContext, blocks: tuple[int, ...]) -> Ticket:
+    """Of vLLM's EngineCoreRequest; `blocks` as in `Ticket.blocks`."""
+    return Ticket(
+        request_id=request.request_id,
+        prompt_tokens=len(request.prompt_token_ids or ()),
+        max_tokens=request.sampling_params.max_tokens or 1,
+        tenant=context.tenant,
+        priority=request.priority,
+        ttft_s=context.ttft_s,
+        blocks=blocks,
+        version=context.pinned or context.version,
+        session=context.session(request.external_req_id or request.request_id),
+        first_of_request=context.is_first_ticket(),
+    )
 
 
 @dataclass
@@ -70,6 +88,7 @@ class Live:
 
     def granted(self, grant: Grant, info: ReplicaInfo, now: float) -> None:
         self.grant, self.ran_on = grant, info
+        self.context.version = info.version
         if self.first_token_at is None:
             self.granted_at, self.sent_at = now, None
 
@@ -77,6 +96,27 @@ class Live:
         self.submitted_at = now
         if self.first_token_at is None:
             self.sent_at = now
+
+    @property
+    def tokens_left(self) -> int:
+        """Output tokens that it may still have."""
+        return max((self.request.sampling_params.max_tokens or 1) - len(self.delivered), 0)
+
+    def ticket_anew(self) -> Ticket:
+        """Its ticket for `prompt + delivered tokens`, ahead of the queue, on the version that its answer is of."""
+        self.resumes += 1
+        self.delivered_before = len(self.delivered)
+        context = self.context
+        if not self.delivered and context.open_requests == 1 and not context.records:
+            context.version = ""  # nothing of the answer is there: it may begin anywhere
+        self.ticket = msgspec.structs.replace(
+            self.ticket,
+            prompt_tokens=len(self.request.prompt_token_ids or ()) + len(self.delivered),
+            max_tokens=self.tokens_left,
+            resumed=True,
+            version=context.pinned or context.version,
+        )
+        return self.ticket
 
     def goes_on(self, now: float) -> float:
         """It has a token after a loss; how long it had none."""
@@ -107,6 +147,8 @@ class Live:
             resumes=self.resumes,
             longest_gap_s=self.longest_gap_s,
             ttft_slo_s=self.context.ttft_slo_s,
+            session=self.ticket.session,
+            mirror=self.ticket.mirror,
         )
         journal.ended(self.context, record)
 
@@ -154,6 +196,17 @@ def by_peer(some: Iterable[Live], peers: Mapping[Key, Peer]) -> list[tuple[Peer,
         if live.grant is not None:
             ids.setdefault(key_of(live.grant), []).append(live.request.request_id)
     return [(peers[key], those) for key, those in ids.items() if key in peers]
+
+
+def resync(gateway: str, metrics: str, live: Iterable[Live]) -> Resync:
+    """All that a gateway has open."""
+    live = list(live)
+    return Resync(
+        gateway=gateway,
+        metrics=metrics,
+        waiting=tuple(one.ticket for one in live if one.grant is None),
+        running=tuple((one.ticket, one.grant) for one in live if one.grant is not None),
+    )
 
 
 @dataclass

@@ -5,6 +5,7 @@ import enum
 import time
 from typing import TYPE_CHECKING
 
+from cluster.traffic import session_of
 from replicas.messages import Quota, Tenant
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ class Ending(enum.Enum):
 
     NO_REPLICA = (503, "ServiceUnavailableError", "No replica of the model is ready; try again.")
     LOST = (503, "ServiceUnavailableError", "The replica was lost and none came back in time; try again.")
+    VERSION_GONE = (
+        503,
+        "ServiceUnavailableError",
+        "No replica serves the request's model version any more, and it goes on with no other; send it again.",
+    )
     QUARANTINED = (
         500,
         "InternalServerError",
@@ -28,6 +34,7 @@ class Ending(enum.Enum):
     RATE_LIMITED = (429, "RateLimitError", "The tenant's limit is used up; try again.")
     UNAUTHENTICATED = (401, "AuthenticationError", "An API key is needed: send `Authorization: Bearer KEY`.")
     BAD_HEADER = (400, "BadRequestError", "A header of the request cannot be used.")
+    NOT_OPERATOR = (403, "PermissionDeniedError", "Only operators may ask for a model version.")
 
     @property
     def status(self) -> int:
@@ -63,16 +70,23 @@ class RequestContext:
 
     __slots__ = (
         "_priority_ceiling",
+        "_session",
         "_tickets",
+        "answer_begun",
         "answered_at",
         "arrived_at",
         "body_bytes",
+        "may_start_anew",
         "open_requests",
+        "pinned",
         "records",
+        "restarted_from",
+        "session_key",
         "tenant",
         "traceparent",
         "ttft_slo_s",
         "verdict",
+        "version",
     )
 
     def __init__(
@@ -81,10 +95,14 @@ class RequestContext:
         priority_ceiling: int | None = None,
         ttft_s: float | None = None,
         traceparent: str = "",
+        session_key: str = "",
+        pinned: str = "",
     ) -> None:
         """`ttft_s`: seconds from now in which the first token is wanted; None: whenever it comes.
 
         `traceparent`: the client's header of that name (W3C Trace Context), unchecked; "": it sent none.
+        `session_key`: what the client calls its session; "": it has said nothing of one yet.
+        `pinned`: the model version that an operator asks for; "": whichever the traffic says.
         """
         self.tenant = tenant or Tenant()
         self.verdict = Verdict()
@@ -95,6 +113,13 @@ class RequestContext:
         self.open_requests = 0  # of the engine, that have not ended
         self.records: list[Ended] = []  # of those that have; the journal's
         self.answered_at: float | None = None  # when its response was over (monotonic seconds); the journal's
+        self.session_key = session_key
+        self.pinned = pinned
+        self.version = ""  # of the model: that of all its engine requests, from the first one's grant on
+        self.answer_begun = False  # the client has a byte of it; the edge's
+        self.may_start_anew = False  # the edge can have it computed again while nothing of it was sent
+        self.restarted_from = ""  # the version on which it began first, and which is gone
+        self._session: int | None = None
         self._priority_ceiling = priority_ceiling  # None: any may be asked for
         self._tickets = 0
 
@@ -106,6 +131,26 @@ class RequestContext:
     def priority(self, asked: int) -> int:
         """What it gets of what it asked for: lower goes first, so that the ceiling is the lowest number."""
         return asked if self._priority_ceiling is None else max(asked, self._priority_ceiling)
+
+    def session(self, request_id: str) -> int:
+        """Its session's point (`traffic.session_of`), the same for all its engine requests.
+
+        `request_id`: that of the first one; of a client that names no session each HTTP request is one.
+        """
+        if self._session is None:
+            self._session = session_of(self.tenant.name, self.session_key or request_id)
+        return self._session
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether it begins again from its prompt: what it has is of a version that is gone, and nobody saw it."""
+        return self.verdict.ending is Ending.VERSION_GONE and self.may_start_anew and not self.answer_begun
+
+    def start_anew(self) -> None:
+        """Forgets what has come of it, but for its time and its ticket number: its tenant pays for one request."""
+        self.restarted_from, self.version, self.may_start_anew = self.version, "", False
+        self.verdict = Verdict()
+        self.records = []
 
     def is_first_ticket(self) -> bool:
         """True the first time: samples and tool turns make further tickets of one HTTP request."""

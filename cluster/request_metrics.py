@@ -6,14 +6,14 @@ from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from cluster.journal import ABORTED, DONE, Ended, Listener
+from cluster.journal import ABORTED, DONE, RESTARTED, Ended, Listener
 from cluster.outcomes import Ending
 from replicas import metrics
 from replicas.metrics import Bounded, Kind, Metric
 
 CLIENTS_OWN = frozenset(
-    {ABORTED} | {e.name for e in Ending if e.status < 429} | {Ending.RATE_LIMITED.name}
-)  # endings that say nothing of the service
+    {ABORTED, RESTARTED} | {e.name for e in Ending if e.status < 429} | {Ending.RATE_LIMITED.name}
+)  # endings that say nothing of the service; of what begins again, the answer that comes of it does
 
 
 class Slo(NamedTuple):
@@ -23,8 +23,8 @@ class Slo(NamedTuple):
     tpot_s: float | None = None
 
     def met_by(self, record: Ended) -> bool | None:
-        """None: its client gave it up or got it wrong."""
-        if record.ending in CLIENTS_OWN:
+        """None: its client gave it up or got it wrong, or it has none."""
+        if record.mirror or record.ending in CLIENTS_OWN:
             return None
         if record.ending != DONE:
             return False
@@ -47,6 +47,7 @@ class RequestMetrics(Listener):
         self._slo = slo
         self._tenant = Bounded(tenants)
         self._requests = _counter(metrics.REQUESTS, registry)
+        self._mirrored = _counter(metrics.MIRRORED_REQUESTS, registry)
         self._ttft = _histogram(metrics.TTFT_SECONDS, registry)
         self._tpot = _histogram(metrics.TPOT_SECONDS, registry)
         self._prompt_tokens = _counter(metrics.PROMPT_TOKENS, registry)
@@ -66,6 +67,9 @@ class RequestMetrics(Listener):
 
     def ended(self, record: Ended) -> None:
         model, version = self._model, record.version
+        if record.mirror:
+            self._mirrored.labels(model, version, record.ending).inc()
+            return
         self._requests.labels(model, version, record.ending).inc()
         begin, *ends = record.times
         for stage, end in zip(metrics.STAGES, ends, strict=False):  # `stream` is its response's

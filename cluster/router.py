@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import ray
 
-from cluster.batcher import Batcher
+from cluster.batcher import Batcher, ReplicaView
 from cluster.batching import Policy
 from cluster.draining import Candidate, DrainRefused, DrainRequest, choose
 from cluster.expert_report import expert_report
@@ -27,8 +27,24 @@ from cluster.quotas import Quotas
 from cluster.router_metrics import Queue, RouterMetrics, Tally
 from cluster.router_status import of_replica, state_of
 from cluster.scaling_window import Decided, Report, ScalingWindow, status
+from cluster.swaps import SwapRefused, Swaps
 from cluster.vitals import Vitals, vitals
-from replicas.messages import Denial, ExpertLoad, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
+from replicas import assignment
+from replicas.assignment import Assignment
+from replicas.messages import (
+    Denial,
+    ExpertLoad,
+    Grant,
+    Inbox,
+    LoadReport,
+    Outbox,
+    ReplicaInfo,
+    ReportAnswer,
+    Resync,
+    RouterAddress,
+    Swap,
+    Ticket,
+)
 from replicas.router_handle import NAMESPACE, actor_name
 from replicas.wire import Connection, Kind
 
@@ -80,6 +96,8 @@ class RouterState:
         self._roster_version = 0
         self._heard: dict[str, float] = {}  # replica id -> time of its last report
         self._experts: dict[str, ExpertLoad] = {}  # replica id -> what it told last
+        self._swaps = Swaps()
+        self._assignment: Assignment | None = None
         self._gateways: dict[str, str] = {}  # id -> "host:port" of its metrics
         self._grants: dict[str, list[Grant]] = {}  # gateway id -> what it is to be told
         self._denials: dict[str, list[Denial]] = {}
@@ -92,9 +110,11 @@ class RouterState:
             self._batcher.join(info)
             self._roster[info.replica_id] = info
             self._roster_version += 1
+            self._swaps.joined(info)
+            self._experts.pop(info.replica_id, None)  # of the life before, maybe with other weights
             if self._window is not None:
                 self._window.joined(info)
-            if info.draining:
+            if info.draining or info.swapping:
                 self._batcher.drain(info.replica_id, info.epoch)
         if self._roster[info.replica_id].epoch == info.epoch:
             self._heard[info.replica_id] = now
@@ -104,6 +124,7 @@ class RouterState:
             self.tally.lost += lost
             del self._roster[replica_id], self._heard[replica_id]
             self._experts.pop(replica_id, None)
+            self._swaps.left(replica_id)
             self._roster_version += 1
             if self._window is not None:
                 self._window.left(replica_id)
@@ -114,13 +135,12 @@ class RouterState:
         self.leave(replica_id, epoch, now)
         if stopped is None or stopped.epoch != epoch or self._decided is None:
             return
-        alike = [r for r in self._batcher.replicas() if not r.draining and r.info.version == stopped.version]
-        if len(alike) >= max(self._decided.target, 1):  # else it is replaced, or all of them stop
+        if self._taking(stopped.version) >= max(self._decided.target, 1):  # else it is replaced, or all of them stop
             self._move(replica_id)
 
-    def _taking(self) -> int:
-        """Replicas that take requests."""
-        return sum(not replica.draining for replica in self._batcher.replicas())
+    def _taking(self, version: str | None = None) -> int:
+        """Replicas that take requests, of one version or of any."""
+        return sum(not r.draining and version in (None, r.info.version) for r in self._batcher.replicas())
 
     def _move(self, replica_id: str) -> None:
         for gateway, request_id in self._batcher.running_on(replica_id):
@@ -134,24 +154,61 @@ class RouterState:
                 self._experts[load.replica_id] = load.experts
             if self._window is not None:
                 self._window.reported(load)
+            if self._swaps.reported(load):
+                self._take_back(load.replica_id, now, self._swaps.was_draining(load.replica_id))
         return known
+
+    def answer(self, load: LoadReport) -> ReportAnswer:
+        """To a report of a replica that is known."""
+        return ReportAnswer(state=self.state_of(load.replica_id), swap=self._swaps.command(load))
+
+    def _take_back(self, replica_id: str, now: float, draining: bool = False) -> None:
+        """It is granted requests again, unless it is to be `draining`; what it runs counts as before."""
+        info = self._roster[replica_id]
+        self._batcher.leave(replica_id, info.epoch, now)
+        self._batcher.join(info)
+        if draining:
+            self._batcher.drain(replica_id, info.epoch)
+
+    def swap(self, replica_id: str, swap: Swap, migrate: bool) -> str:
+        """Has a replica given another version's weights, once; returns its id. Raises SwapRefused.
+
+        Nothing is granted to it from here on. `migrate`: what it runs moves to others of its version, if any take it.
+        """
+        if (info := self._roster.get(replica_id)) is None:
+            raise SwapRefused(f"there is no replica {replica_id}")
+        if self._swaps.begin(replica_id, swap, self.state_of(replica_id) == "draining"):
+            self._batcher.drain(replica_id, info.epoch)
+            if migrate and self._taking(info.version):
+                self._move(replica_id)
+        return replica_id
+
+    def assign(self, assigned: Assignment) -> None:
+        """What is to be served. One that is older than what is known is late, and ignored."""
+        if self._assignment is None or self._assignment.revision < assigned.revision:
+            self._assignment = assigned
+            self._batcher.set_traffic(assigned.traffic, assigned.stable)
+            self._roster_version += 1  # gateways are told both
 
     def drain(self, asked: DrainRequest, now: float) -> str:
         """Has a replica drained, or no longer; returns its id. Raises DrainRefused."""
         replica_id = choose(asked, [Candidate(r.info.replica_id, r.draining) for r in self._batcher.replicas()])
-        info = self._roster[replica_id]
+        if self._swaps.is_under_way(replica_id):
+            raise DrainRefused(f"{replica_id} is being given another version's weights; try again once it serves")
         if asked.undo:
-            self._batcher.leave(replica_id, info.epoch, now)
-            self._batcher.join(info)  # brings what it runs
+            self._take_back(replica_id, now)
             return replica_id
-        self._batcher.drain(replica_id, info.epoch)
+        self._batcher.drain(replica_id, self._roster[replica_id].epoch)
         if asked.migrate:
             self._move(replica_id)
         return replica_id
 
     def state_of(self, replica_id: str) -> str:
         """As `status` has it; "gone" if it is not known."""
-        return next((state_of(r) for r in self._batcher.replicas() if r.info.replica_id == replica_id), "gone")
+        return next((self._state(r) for r in self._batcher.replicas() if r.info.replica_id == replica_id), "gone")
+
+    def _state(self, view: ReplicaView) -> str:
+        return state_of(view, self._swaps.is_under_way(view.info.replica_id))
 
     @property
     def queued(self) -> int:
@@ -164,16 +221,17 @@ class RouterState:
             self.forget(gateway)
             self._gateways[gateway] = outbox.metrics
             for ticket, grant in outbox.running:
-                self._quotas.adopt(gateway, ticket, now)
+                self._adopt_quota(gateway, ticket, now)
                 self._batcher.adopt(gateway, ticket, grant)
             for ticket in outbox.waiting:
-                self._quotas.adopt(gateway, ticket, now)
+                self._adopt_quota(gateway, ticket, now)
                 self._batcher.submit(gateway, ticket, now)
             return
         if self._window is not None:
             self._window.ended(outbox.met, outbox.missed, now)
         for lost in outbox.lost:
-            self.leave(lost.replica_id, lost.epoch, now, lost=True)
+            if not self._swaps.is_under_way(lost.replica_id):  # which closes its connections by its own will
+                self.leave(lost.replica_id, lost.epoch, now, lost=True)
         for request_id in outbox.started:
             self._batcher.started(request_id, now)
         for released in outbox.released:
@@ -181,6 +239,9 @@ class RouterState:
             self._batcher.release(released)
         for ticket in outbox.tickets:
             prompt_tokens = ticket.prompt_tokens
+            if ticket.mirror:
+                self._batcher.submit(gateway, ticket, now)
+                continue
             if self._batcher.queued >= self._max_queue and not ticket.resumed:
                 self._deny(gateway, Denial(request_id=ticket.request_id, ending=Ending.QUEUE_FULL.name))
             elif refused := self._quotas.admit(gateway, ticket, now):
@@ -190,6 +251,10 @@ class RouterState:
                 prompt_tokens = self._batcher.submit(gateway, ticket, now)
             if self._window is not None and not ticket.resumed:
                 self._window.arrived(prompt_tokens, self._batcher.expected_output(ticket))
+
+    def _adopt_quota(self, gateway: str, ticket: Ticket, now: float) -> None:
+        if not ticket.mirror:
+            self._quotas.adopt(gateway, ticket, now)
 
     def decide(self, now: float) -> None:
         """Lets the batcher decide; `collect` gives each gateway what is its."""
@@ -209,7 +274,8 @@ class RouterState:
             self._window.waits(self._batcher.queued, self._batcher.queued_tokens)
 
     def _deny(self, gateway: str, denial: Denial) -> None:
-        self.tally.denials[denial.ending] += 1
+        if not denial.mirror:
+            self.tally.denials[denial.ending] += 1
         self._denials.setdefault(gateway, []).append(denial)
 
     def forget(self, gateway: str) -> None:
@@ -230,7 +296,10 @@ class RouterState:
             grants=tuple(self._grants.pop(gateway, ())),
             denials=tuple(self._denials.pop(gateway, ())),
             move=tuple(self._moves.pop(gateway, ())),
-            roster=tuple(self._roster.values()) if changed else None,
+            roster=tuple(r for r in self._roster.values() if not self._swaps.is_cut_off(r.replica_id))
+            if changed
+            else None,
+            assignment=self._assignment if changed else None,
         )
         return inbox, self._roster_version
 
@@ -261,15 +330,15 @@ class RouterState:
 
     def replica_states(self) -> list[str]:
         """As in `status`, one for each replica."""
-        return [state_of(replica) for replica in self._batcher.replicas()]
+        return [self._state(replica) for replica in self._batcher.replicas()]
 
     def vitals(self) -> Vitals:
-        return vitals(self._batcher, self.tally)
+        return vitals(self._batcher, self.tally, self._swaps, self._assignment)
 
     def status(self, brief: bool = False) -> dict[str, Any]:
         """What the cluster holds, for `moray status` and the console. `brief`: not which experts are where."""
         return {
-            "replicas": [of_replica(view, brief) for view in self._batcher.replicas()],
+            "replicas": [of_replica(view, self._state(view), brief) for view in self._batcher.replicas()],
             "gateways": [{"id": id, "metrics": metrics} for id, metrics in sorted(self._gateways.items())],
             "router": {"queued": self._batcher.queued, "granted": self._batcher.placed},
             "tenants": self._quotas.status(),
@@ -295,6 +364,8 @@ class Router:
         self._token = secrets.token_hex(16)
         self._gateways: dict[Connection, _Gateway] = {}
         self._metrics = RouterMetrics(spec.model)
+        if (assigned := assignment.read(spec.model)) is not None:
+            self._state.assign(assigned)
         self._serving = asyncio.get_event_loop().create_task(self._serve())
 
     async def _serve(self) -> int:
@@ -357,12 +428,26 @@ class Router:
         self._state.stop(replica_id, epoch, time.monotonic())
         self._decide()
 
-    async def report(self, load: LoadReport) -> str | None:
-        """A replica's load; the answer is its state, or None: it is to join again."""
+    async def report(self, load: LoadReport) -> ReportAnswer | None:
+        """A replica's load. None: it is to join again."""
         known = self._state.report(load, time.monotonic())
         if self._state.queued:  # there may be room now
             self._decide()
-        return self._state.state_of(load.replica_id) if known else None
+        return self._state.answer(load) if known else None
+
+    async def swap(self, replica_id: str, swap: Swap, migrate: bool) -> dict[str, str]:
+        """{"replica": its id}, or {"refused": why not}. The same command a second time changes nothing."""
+        try:
+            swapped = self._state.swap(replica_id, swap, migrate)
+        except SwapRefused as refusal:
+            return {"refused": str(refusal)}
+        self._decide()
+        return {"replica": swapped}
+
+    async def assign(self, assigned: Assignment) -> None:
+        """What is to be served, from now on. The controller has written it to Ray's store before."""
+        self._state.assign(assigned)
+        self._decide()
 
     async def drain(self, asked: DrainRequest) -> dict[str, str]:
         """{"replica": its id}, or {"refused": why not}."""

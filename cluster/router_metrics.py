@@ -13,7 +13,7 @@ from replicas.metrics import Bounded
 from replicas.ray_metrics import Make, in_actor
 
 PRIORITIES = 16  # classes that are told one by one: a client may send any number
-STATES = ("ready", "draining")
+STATES = ("ready", "draining", "swapping")
 DENIALS = (Ending.NO_REPLICA, Ending.TOO_LATE, Ending.QUEUE_FULL, Ending.RATE_LIMITED)
 
 

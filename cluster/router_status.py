@@ -7,11 +7,12 @@ import msgspec
 from cluster.batcher import ReplicaView
 
 
-def state_of(view: ReplicaView) -> str:
-    return "draining" if view.draining else "ready"
+def state_of(view: ReplicaView, swapping: bool) -> str:
+    """`swapping`: it is being given another version's weights."""
+    return "swapping" if swapping else "draining" if view.draining else "ready"
 
 
-def of_replica(view: ReplicaView, brief: bool = False) -> dict[str, Any]:
+def of_replica(view: ReplicaView, state: str, brief: bool = False) -> dict[str, Any]:
     """One replica: where it is, what it can hold and holds; if not brief, which experts are on which of its shards.
 
     With 256 replicas of 8 shards of 58 layers of 256 experts a brief answer is 0.3 MB of JSON, a full one 18 MB.
@@ -19,7 +20,7 @@ def of_replica(view: ReplicaView, brief: bool = False) -> dict[str, Any]:
     info, load = view.info, view.load
     return {
         "id": info.replica_id,
-        "state": state_of(view),
+        "state": state,
         "epoch": info.epoch,
         "version": info.version,
         "address": f"{info.host}:{info.port}",

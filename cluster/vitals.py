@@ -1,9 +1,13 @@
 """What the router tells once a second whoever watches it: little, for it is asked often. `status` tells all."""
 
+from collections import Counter
+
 import msgspec
 
 from cluster.batcher import Batcher
 from cluster.router_metrics import Tally
+from cluster.swaps import Swaps
+from replicas.assignment import Assignment
 from replicas.messages import SwapReport
 
 
@@ -38,7 +42,10 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     started_by_version: dict[str, int] = {}  # requests granted and not released, by the version they run on
 
 
-def vitals(batcher: Batcher, tally: Tally) -> Vitals:
+def vitals(batcher: Batcher, tally: Tally, swaps: Swaps, assigned: Assignment | None) -> Vitals:
+    started: Counter[str] = Counter()
+    for view in batcher.replicas():
+        started[view.info.version] += view.in_flight
     return Vitals(
         waiting=batcher.queued,
         granted=tally.grants,
@@ -51,7 +58,13 @@ def vitals(batcher: Batcher, tally: Tally) -> Vitals:
                 actor_name=info.actor_name,
                 draining=draining,
                 granted=in_flight,
+                directory=info.directory,
+                checksum=info.checksum,
+                swap=swaps.report(info.replica_id),
             )
             for info, _, in_flight, _, draining in batcher.replicas()
         ),
+        assignment_revision=assigned.revision if assigned else 0,
+        waiting_by_version=dict(Counter(ticket.version for ticket, _ in batcher.waiting() if ticket.version)),
+        started_by_version=dict(started),
     )

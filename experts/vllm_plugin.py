@@ -1,5 +1,5 @@
 """Our one hook inside vLLM's processes: CPU workers that hold the experts that a plan gives them, a count of what each
-expert is given, and workers that die with their parent.
+expert is given, other weights while they run, and workers that die with their parent.
 
 vLLM calls `register` in every process (entry point group `vllm.general_plugins`): front end, engine core, workers, and
 the short-lived process that inspects a model class. So it imports nothing and patches nothing that the process would
@@ -21,19 +21,19 @@ import importlib.abc
 import importlib.machinery
 import inspect
 import itertools
+import logging
 import multiprocessing
 import multiprocessing.util
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from experts.linux import die_with_parent
 from experts.placement import ShardPlacement
 from experts.sharded_routing import copies_of, map_topk
+from experts.worker_processes import in_forked_child, vllm_worker_dies_with_parent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from experts.plan import Placement
     from experts.routed_tokens import RoutedTokens
+
+logger = logging.getLogger(__name__)
 
 WRITTEN_FOR = "0.32.0"
 """The vLLM version whose internals this file knows."""
@@ -57,6 +59,9 @@ _EPLB_POLICIES = "vllm.distributed.eplb.policy"
 _RUNNERS = "vllm.model_executor.layers.fused_moe.runner.moe_runner"
 _ROUTERS = "vllm.model_executor.layers.fused_moe.router.base_router"
 _CPU_EXPERTS = "vllm.model_executor.layers.fused_moe.experts.cpu_moe"
+_UNQUANTIZED = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method"
+_EPLB_STATE = "vllm.distributed.eplb.eplb_state"
+_RELOAD = "vllm.model_executor.model_loader.reload.layerwise"
 _MOST_EXPERTS = 1 << 16  # of a layer
 _PATCHED = "_moray_patched"
 _COPIES = "_moray_copies"  # of a kernel
@@ -65,10 +70,10 @@ _COUNTER = "_moray_routed_tokens"  # of a model runner
 
 def register() -> None:
     """vLLM's entry point. Idempotent; costs a few microseconds until a worker is imported."""
-    _die_with_parent()  # a spawned worker comes here from WorkerWrapperBase.init_worker
+    vllm_worker_dies_with_parent()  # a spawned worker comes here from WorkerWrapperBase.init_worker
     if not any(isinstance(finder, _WorkerHook) for finder in sys.meta_path):
         # A forked worker never comes here: it inherits vLLM's "plugins are loaded" (vllm/plugins/__init__.py).
-        multiprocessing.util.register_after_fork(_in_forked_child, _in_forked_child)
+        multiprocessing.util.register_after_fork(in_forked_child, in_forked_child)
         sys.meta_path.insert(0, _WorkerHook())
     if _WORKER in sys.modules:
         _patch_worker(sys.modules[_WORKER])
@@ -247,6 +252,91 @@ def routed_tokens(worker: Any) -> "NDArray[np.int64] | None":
     return None if counter is None else counter.counts().numpy()
 
 
+# --- other weights ---------------------------------------------------------------------------------------------------
+
+
+def reload_weights(worker: Any, directory: str) -> str:
+    """Gives the worker's model the weights of another checkpoint; returns why it could not, "" if it could.
+
+    For all workers at once, while nothing runs, and for files that hold just the tensors that the model was loaded
+    from: vLLM keeps the old values of others, or what was in memory. After a failure the model is of no use until a
+    reload succeeds. Nothing is raised: vLLM's executor would hear of the first exception only, and take the other
+    workers' answers for those of its next call.
+    """
+    model = worker.get_model()
+    state = getattr(worker.model_runner, "eplb_state", None)
+    try:
+        if worker.device_config.device.type == "cpu":
+            _pack_reloaded_experts()
+        if state is not None:
+            state.drain_async()  # experts that are on their way to another shard are not to arrive later
+        worker.reload_weights(weights_path=directory)
+        if state is not None:
+            _place_experts_as_loaded(state, model)
+    except Exception as error:
+        logger.exception("Reloading the weights failed.")
+        _end_reload(model)
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _pack_reloaded_experts() -> None:
+    """Has vLLM pack a CPU's unquantized experts for their kernel also when it reloads them.
+
+    0.32.0 does it at the first load only, where it builds the kernel (UnquantizedFusedMoEMethod._setup_kernel). After
+    a reload rows would stand where the kernel looks for tiles: other answers, and no error.
+    """
+    method = importlib.import_module(_UNQUANTIZED).UnquantizedFusedMoEMethod
+    setup = method._setup_kernel
+    if hasattr(setup, _PATCHED):
+        return
+
+    @functools.wraps(setup)
+    def setup_and_pack(self: Any, layer: Any, *args: Any, **kwargs: Any) -> None:
+        kernel = self.moe_kernel
+        setup(self, layer, *args, **kwargs)
+        if kernel is not None:
+            kernel.fused_experts.process_weights_after_loading(layer)
+
+    setattr(setup_and_pack, _PATCHED, True)
+    method._setup_kernel = setup_and_pack
+
+
+def _place_experts_as_loaded(state: Any, model: Any) -> None:
+    """EPLB's maps as at the start: there vLLM has put the experts again, wherever they had been moved to since."""
+    import torch
+
+    eplb = importlib.import_module(_EPLB_STATE)
+    reloaded = set(model.modules())  # a draft model's experts stay where they are
+    for moved in [each for each in state.model_states.values() if each.model in reloaded]:
+        moe = moved.model
+        first = eplb.EplbState.build_initial_global_physical_to_logical_map(
+            moe.num_routed_experts, moe.num_redundant_experts
+        )
+        eplb._commit_eplb_maps(moved, torch.tensor(first).repeat(moe.num_moe_layers, 1))
+
+
+def _end_reload(model: Any) -> None:
+    """What a failed reload leaves: layers without tensors, and others that a further reload would take for half loaded,
+    so that it ends them with tensors of both checkpoints.
+    """
+    reload = importlib.import_module(_RELOAD)
+    for layer in model.modules():
+        info = reload.get_layerwise_info(layer)
+        if info.can_load() and info.kernel_tensors is not None:
+            reload._place_kernel_tensors(layer, info)
+        info.reset()
+    reload.LOADING_LAYERS.clear()
+    if hasattr(model, "_original_do_torchao_reload"):
+        model._do_torchao_reload = model._original_do_torchao_reload
+
+
+def weight_digests(worker: Any) -> dict[str, str]:
+    """Tensor's name, with the worker's ranks -> SHA-256 of its bytes as they lie in memory. Buffers are not counted."""
+    digests: dict[str, str] = worker.compute_weight_checksums()
+    return digests
+
+
 # --- the hook --------------------------------------------------------------------------------------------------------
 
 
@@ -307,70 +397,6 @@ class _WorkerHook(importlib.abc.MetaPathFinder):
 
             loader.exec_module = exec_and_patch  # type: ignore[method-assign]
         return spec
-
-
-# --- worker processes -----------------------------------------------------------------------------------------------
-
-
-def fork_workers() -> None:
-    """Let the executor of this process fork its CPU workers instead of spawning them.
-
-    Call it between `EngineArgs.create_engine_config()`, which sets "spawn" on CPU (vllm/platforms/cpu.py), and
-    `EngineCore(...)`. A forked worker shares the pages of vLLM's import and skips its 10 s.
-
-    Only in a process that runs nothing but its engine core: a forked child owns one thread, so a lock that another
-    thread held stays held for ever. vLLM itself goes back to "spawn" inside a Ray actor.
-    """
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads > 1:
-        names = ", ".join(thread.name for thread in threading.enumerate())
-        raise RuntimeError(
-            f"Workers cannot be forked safely: this process already runs {threads} threads (Python's: {names}). "
-            "Call fork_workers in a fresh process with OMP_NUM_THREADS=1, or leave vLLM's default, spawn."
-        )
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-
-
-def _in_forked_child(_: object) -> None:
-    if _is_vllm_worker():
-        _die_with_parent()
-        _keep_to_own_cpus()
-
-
-def _is_vllm_worker() -> bool:
-    """Is this a child of vLLM's MultiprocExecutor? Its WorkerProc.make_worker_process names it "VllmWorker-<rank>".
-
-    An engine core or an API server is none: whoever starts those decides how long they live.
-    """
-    name = multiprocessing.current_process().name
-    return multiprocessing.parent_process() is not None and name.startswith("VllmWorker")
-
-
-def _die_with_parent() -> None:
-    """Have Linux SIGKILL this worker when its engine core is gone, also when that was killed by SIGKILL.
-
-    vLLM's own death pipe only closes queues, from a Python thread: a worker inside a collective lives on, and a forked
-    sibling can hold the pipe open. The kernel's signal needs no cooperation.
-
-    The signal comes when the *thread* that started the worker ends, so an engine core must be built in a thread that
-    lives as long as the engine.
-    """
-    parent = multiprocessing.parent_process()
-    if sys.platform == "linux" and parent is not None and parent.pid is not None and _is_vllm_worker():
-        die_with_parent(parent.pid)
-
-
-def _keep_to_own_cpus() -> None:
-    """Pin a forked worker to the CPUs that vLLM chose for it.
-
-    vLLM hands them over in OMP_PLACES (vllm/utils/ompmultiprocessing.py), which OpenMP reads when it is loaded: in a
-    forked child that was long ago, in the parent. The same goes for OMP_NUM_THREADS, so that must be right (CPUs per
-    shard) in the engine core's own environment.
-    """
-    places = os.environ.get("OMP_PLACES", "")
-    cpus = {int(cpu) for cpu in places.strip("{}").split(",") if cpu.isdigit()}
-    if cpus:
-        os.sched_setaffinity(0, cpus)
 
 
 # --- which experts live on which shard ------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     directories: dict[str, str] = {}  # version -> checkpoint directory, the same on every node
     traffic: dict[str, float] | None = None  # shares of unstarted requests by version; None: by number of replicas
     mirror: Mirror | None = None
+    extra: int = 0  # replicas on top of those that the load asks for, where autoscaling decides how many there are
 
     def __post_init__(self) -> None:
         shares = self.traffic
@@ -56,3 +57,10 @@ def write(model: str, assignment: Assignment) -> None:
     from ray.experimental import internal_kv
 
     internal_kv._internal_kv_put(key(model), msgspec.json.encode(assignment), overwrite=True, namespace=_NAMESPACE)
+
+
+def clear(model: str) -> None:
+    """There is none any more. Blocking."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_del(key(model), namespace=_NAMESPACE)

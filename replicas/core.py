@@ -1,4 +1,4 @@
-"""The engine core as the rest of Moray sees it: eight verbs. `vllm_core.VllmCore` is the real one."""
+"""The engine core as the rest of Moray sees it: ten verbs. `vllm_core.VllmCore` is the real one."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experts.placement import ShardPlacement
-from replicas.messages import Capacity, Work
+from replicas.messages import Capacity, Probe, Work
 from replicas.wire import Buffer
 
 
@@ -39,11 +39,34 @@ class RequestRejected(Exception):
         self.request_id = request_id
 
 
+class ReloadFailed(Exception):
+    """Other weights could not be loaded. The message is one sentence."""
+
+    def __init__(self, reason: str, touched: bool) -> None:
+        """`touched`: the core is of no use until a reload succeeds. Otherwise it goes on with the weights it had."""
+        super().__init__(reason)
+        self.touched = touched
+
+
+class Probed(NamedTuple):
+    """What a core made of a `messages.Probe`."""
+
+    tokens: tuple[int, ...]  # output token ids, less the stop token that ended them
+    logprobs: tuple[float, ...]  # of the prompt's tokens 1.. given those before; (): not asked for, or not known
+
+
 class EngineCore(Protocol):
     """One engine core. All calls come from the one thread that built it."""
 
     @property
     def capacity(self) -> Capacity: ...
+
+    @property
+    def checksum(self) -> str:
+        """Digest of the loaded weights over all shards: equal for the same weights in the same layout, however they
+        came there. "": not known.
+        """
+        ...
 
     @property
     def moves_experts(self) -> bool:
@@ -78,6 +101,19 @@ class EngineCore(Protocol):
 
     def routed_tokens(self) -> NDArray[np.int64] | None:
         """[MoE layer, expert]: tokens given to each since the start, layers as in `placement`. None: not known."""
+        ...
+
+    def reload(self, directory: str, expected: str = "") -> str:
+        """Serves another checkpoint's weights from here on, and forgets what it cached of the old ones; the digest.
+
+        To be called without work. The checkpoint must be of the same architecture and hold the same tensors as the one
+        that it was started with, and have the digest `expected` once it is loaded, if one is given. Raises
+        ReloadFailed.
+        """
+        ...
+
+    def probe(self, probes: Sequence[Probe]) -> list[Probed]:
+        """Greedy answers, all in one batch. To be called without work; leaves none. An exception: the core is dead."""
         ...
 
     def shutdown(self) -> None: ...

@@ -5,8 +5,8 @@ Two threads. The *engine thread* (the caller's own) owns the core: it takes comm
 shared.
 
 The replica is at the other end of a `multiprocessing.Pipe`, whichever thread or process it is in: `Ready`, `CoreLoad`,
-`Routed` and `Failed` go up, `Stop` comes down. A pipe that closes means that the replica is gone, and the core goes
-with it.
+`Routed`, `ReloadEnded`, `Answers` and `Failed` go up, `Reload`, `RunProbes` and `Stop` come down. A pipe that closes
+means that the replica is gone, and the core goes with it.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from experts.linux import name_thread
 from experts.placement import ShardPlacement
-from replicas.core import CoreLoad, EngineCore, RequestRejected
-from replicas.messages import Capacity
+from replicas.core import CoreLoad, EngineCore, Probed, ReloadFailed, RequestRejected
+from replicas.messages import Capacity, Probe
 from replicas.wire import Buffer, Connection, Kind, ThreadedConnection
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Ready(NamedTuple):
     pid: int
     capacity: Capacity
     shards: tuple[ShardPlacement, ...]
+    checksum: str = ""  # of the loaded weights; "": not known
 
 
 class Routed(NamedTuple):
@@ -71,6 +72,35 @@ class Stop(NamedTuple):
     """The replica wants the core to end."""
 
 
+class Reload(NamedTuple):
+    """The replica wants other weights served, as `EngineCore.reload`. What runs yet is cut off, to resume elsewhere."""
+
+    directory: str
+    expected: str = ""  # digest
+
+
+class ReloadEnded(NamedTuple):
+    """The answer: gateways that were connected are no more, and are let in again by another token only."""
+
+    token: str
+    checksum: str = ""
+    shards: tuple[ShardPlacement, ...] = ()
+    failure: str = ""  # why other weights are not served, a sentence
+    touched: bool = False  # as in `ReloadFailed`
+
+
+class RunProbes(NamedTuple):
+    """The replica wants to know what the core answers, as `EngineCore.probe`."""
+
+    probes: tuple[Probe, ...]
+
+
+class Answers(NamedTuple):
+    """They are in the order of the probes."""
+
+    probed: list[Probed]
+
+
 class _Add(NamedTuple):
     client: int
     request: Sequence[Buffer]
@@ -88,7 +118,7 @@ class _Gone(NamedTuple):
     client: int
 
 
-_Command = _Add | _Abort | _Gone | Stop
+_Command = _Add | _Abort | _Gone | Reload | RunProbes | Stop
 
 
 def host_core(build: Callable[[], EngineCore], pipe: Pipe, listen: str) -> None:
@@ -104,10 +134,9 @@ def host_core(build: Callable[[], EngineCore], pipe: Pipe, listen: str) -> None:
         hang_up(pipe)
         return
     host = _CoreHost(core, pipe)
-    token = secrets.token_hex(16)
     try:
-        port = host.listen(listen, token)
-        _tell(pipe, Ready(port, token, os.getpid(), core.capacity, core.placement()))
+        port = host.listen(listen)
+        _tell(pipe, Ready(port, host.token, os.getpid(), core.capacity, core.placement(), core.checksum))
         host.run()
     except BaseException as error:
         logger.exception("The engine core died.")
@@ -118,7 +147,7 @@ def host_core(build: Callable[[], EngineCore], pipe: Pipe, listen: str) -> None:
         hang_up(pipe)
 
 
-def _tell(pipe: Pipe, message: Ready | Failed | CoreLoad | Routed) -> None:
+def _tell(pipe: Pipe, message: Ready | Failed | CoreLoad | Routed | ReloadEnded | Answers) -> None:
     with contextlib.suppress(OSError):  # the replica is gone; run() notices by itself
         pipe.send(message)
 
@@ -140,12 +169,14 @@ class _CoreHost:
         self._loop = uvloop.new_event_loop()
         self._io: threading.Thread | None = None
         self._connections: dict[int, Connection] = {}  # the I/O thread's; the engine thread looks up what it sends to
+        self.token = secrets.token_hex(16)  # that gateways must show; set by the I/O thread once it runs
         # I/O thread only:
         self._closing = asyncio.Event()
         self._clients: dict[Connection, int] = {}
         self._next_client = 0
         # Engine thread only:
         self._open: dict[int, set[str]] = {}  # client -> requests that have not ended
+        self._first_client = 0  # those before it were cut off: what they have asked for is not run any more
         self._last_load = CoreLoad(0, 0, 0.0)
         self._last_report = 0.0
         self._last_alive = 0.0
@@ -188,8 +219,14 @@ class _CoreHost:
                 return False
             self._handle(command)
 
-    def _handle(self, command: _Add | _Abort | _Gone) -> None:
-        if isinstance(command, _Add):
+    def _handle(self, command: _Add | _Abort | _Gone | Reload | RunProbes) -> None:
+        if isinstance(command, Reload):
+            self._reload(command)
+        elif isinstance(command, RunProbes):
+            _tell(self._pipe, Answers(self._core.probe(command.probes)))
+        elif isinstance(command, _Add):
+            if command.client < self._first_client:
+                return
             try:
                 request_id = self._core.add(command.client, command.request, command.delivered)
             except RequestRejected as error:
@@ -206,6 +243,22 @@ class _CoreHost:
                 self._send(command.tell, Kind.GIVEN_BACK, [ids])
         elif requests := self._open.pop(command.client, set()):
             self._core.abort(sorted(requests))
+
+    def _reload(self, command: Reload) -> None:
+        cut_off: queue.SimpleQueue[int] = queue.SimpleQueue()
+        asyncio.run_coroutine_threadsafe(self._cut_off(cut_off), self._loop)
+        self._first_client = cut_off.get()
+        self._core.abort([request_id for requests in self._open.values() for request_id in requests])
+        self._open.clear()
+        while self._core.has_work():  # steps that were under way, and what an abort leaves to do
+            self._core.step()
+        try:
+            checksum = self._core.reload(command.directory, command.expected)
+        except ReloadFailed as error:
+            ended = ReloadEnded(self.token, failure=str(error), touched=error.touched)
+        else:
+            ended = ReloadEnded(self.token, checksum, self._core.placement())
+        _tell(self._pipe, ended)
 
     def _report_load(self, now_idle: bool = False) -> None:
         now = time.monotonic()
@@ -237,10 +290,10 @@ class _CoreHost:
 
     # -- I/O thread ---------------------------------------------------------------------------------------------------
 
-    def listen(self, address: str, token: str) -> int:
+    def listen(self, address: str) -> int:
         """Opens the port and starts the I/O thread; returns the port."""
         started: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
-        self._io = threading.Thread(target=self._serve, args=(address, token, started), name="core-io", daemon=True)
+        self._io = threading.Thread(target=self._serve, args=(address, started), name="core-io", daemon=True)
         self._io.start()
         threading.Thread(target=self._watch_replica, name="core-replica-watch", daemon=True).start()
         port = started.get()
@@ -248,32 +301,45 @@ class _CoreHost:
             raise port
         return port
 
-    def _serve(self, address: str, token: str, started: "queue.SimpleQueue[int | Exception]") -> None:
+    def _serve(self, address: str, started: "queue.SimpleQueue[int | Exception]") -> None:
         name_thread("core-io")
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._accept_until_closed(address, token, started))
+            runner.run(self._accept_until_closed(address, started))
 
-    async def _accept_until_closed(
-        self, address: str, token: str, started: "queue.SimpleQueue[int | Exception]"
-    ) -> None:
+    async def _accept_until_closed(self, address: str, started: "queue.SimpleQueue[int | Exception]") -> None:
         try:
-            server = await self._loop.create_server(lambda: self._accept(token), address, 0)
+            server = await self._loop.create_server(self._accept, address, 0)
         except Exception as error:
             started.put(error)
             return
         started.put(int(server.sockets[0].getsockname()[1]))
         await self._closing.wait()
         server.close()
-        if self._is_leaving and self._connections:
-            for connection in self._connections.values():
-                if connection.is_trusted:
-                    connection.send(Kind.LEAVING, [])
-            await asyncio.sleep(LEAVING_GRACE_S)
+        if self._is_leaving:
+            await self._say_last_words()
         for connection in list(self._connections.values()):
             connection.close()
 
-    def _accept(self, token: str) -> Connection:
-        connection = ThreadedConnection(self._on_message, self._on_lost, expect_token=token)
+    async def _cut_off(self, done: "queue.SimpleQueue[int]") -> None:
+        """Closes every connection, so that what is asked for over one is never run with other weights, and lets in
+        again only who knows the new token. Tells the number that the next client will have.
+        """
+        self.token = secrets.token_hex(16)
+        await self._say_last_words()
+        for connection in list(self._connections.values()):
+            connection.close()
+        done.put(self._next_client)
+
+    async def _say_last_words(self) -> None:
+        """That we end the connections by our own will."""
+        trusted = [connection for connection in self._connections.values() if connection.is_trusted]
+        for connection in trusted:
+            connection.send(Kind.LEAVING, [])
+        if trusted:
+            await asyncio.sleep(LEAVING_GRACE_S)
+
+    def _accept(self) -> Connection:
+        connection = ThreadedConnection(self._on_message, self._on_lost, expect_token=self.token)
         self._clients[connection], self._connections[self._next_client] = self._next_client, connection
         self._next_client += 1
         return connection
@@ -296,10 +362,10 @@ class _CoreHost:
     # -- the replica --------------------------------------------------------------------------------------------------
 
     def _watch_replica(self) -> None:
-        """Ends the core when the replica says so or is gone."""
+        """Hands on what the replica wants, and ends the core when it says so or is gone."""
         with contextlib.suppress(EOFError, OSError):
-            while not isinstance(self._pipe.recv(), Stop):
-                pass
+            while not isinstance(command := self._pipe.recv(), Stop):
+                self._commands.put(command)
             self._is_leaving = True
         self._commands.put(Stop())
 

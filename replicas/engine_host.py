@@ -18,9 +18,21 @@ import msgspec
 from experts.linux import remove_unmapped_shared_memory
 from experts.placement import omp_binding
 from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA
-from replicas.core import CoreLoad, EngineCore
-from replicas.core_host import Failed, Ready, Routed, Stop, hang_up, host_core
+from replicas.core import CoreLoad, EngineCore, Probed
+from replicas.core_host import (
+    Answers,
+    Failed,
+    Ready,
+    Reload,
+    ReloadEnded,
+    Routed,
+    RunProbes,
+    Stop,
+    hang_up,
+    host_core,
+)
 from replicas.engine_spec import EngineSpec
+from replicas.messages import Probe
 
 STOP_GRACE_S = 10.0  # seconds in which a core that was told to stop finishes its step and hangs up
 
@@ -62,6 +74,7 @@ class EngineHost:
         self._process = process
         self._thread: threading.Thread | None = None
         self._ending = False  # by our own will: the core's end is then no failure
+        self._answer: asyncio.Future[ReloadEnded | Answers] | None = None  # that somebody waits for
         self.failure: EngineFailed | None = None
 
     @classmethod
@@ -98,7 +111,7 @@ class EngineHost:
             return first
         raise first if isinstance(first, EngineFailed) else EngineFailed("the engine core spoke out of turn")
 
-    def _receive(self) -> Ready | CoreLoad | Routed | EngineFailed:
+    def _receive(self) -> Ready | CoreLoad | Routed | ReloadEnded | Answers | EngineFailed:
         """The next message from the core (blocking)."""
         try:
             message = self._pipe.recv()
@@ -106,7 +119,7 @@ class EngineHost:
             return EngineFailed(f"the engine core's process ended{self._exit_words()}")
         if isinstance(message, Failed):
             return EngineFailed(message.reason, message.detail)
-        assert isinstance(message, Ready | CoreLoad | Routed)
+        assert isinstance(message, Ready | CoreLoad | Routed | ReloadEnded | Answers)
         return message
 
     def _exit_words(self) -> str:
@@ -136,13 +149,48 @@ class EngineHost:
                         loop.call_soon_threadsafe(on_load, message)
                     elif isinstance(message, Routed):
                         loop.call_soon_threadsafe(on_routed, message)
+                    elif isinstance(message, ReloadEnded | Answers):
+                        loop.call_soon_threadsafe(self._on_answer, message)
                     elif isinstance(message, EngineFailed):
                         self.failure = message
+                        loop.call_soon_threadsafe(self._on_answer, message)
                         loop.call_soon_threadsafe(on_failure, message)
                 if isinstance(message, EngineFailed):
                     return
 
         threading.Thread(target=read, name="engine-watch", daemon=True).start()
+
+    async def reload(self, directory: str, expected: str, limit_s: float) -> ReloadEnded:
+        """As `core_host.Reload`; `watch` must have been called. EngineFailed: no end after `limit_s` seconds."""
+        ended = await self._ask(Reload(directory, expected), limit_s)
+        assert isinstance(ended, ReloadEnded)
+        return ended
+
+    async def probe(self, probes: tuple[Probe, ...], limit_s: float) -> list[Probed]:
+        """As `EngineCore.probe`. EngineFailed: no end after `limit_s` seconds."""
+        answers = await self._ask(RunProbes(probes), limit_s)
+        assert isinstance(answers, Answers)
+        return answers.probed
+
+    async def _ask(self, command: Reload | RunProbes, limit_s: float) -> ReloadEnded | Answers:
+        """One at a time."""
+        self._answer = asyncio.get_running_loop().create_future()
+        try:
+            with contextlib.suppress(OSError):
+                self._pipe.send(command)
+            return await asyncio.wait_for(self._answer, limit_s)
+        except TimeoutError:
+            raise EngineFailed(f"the engine core did not {_TODO[type(command)]} within {limit_s:g} s") from None
+        finally:
+            self._answer = None
+
+    def _on_answer(self, message: ReloadEnded | Answers | EngineFailed) -> None:
+        if self._answer is None or self._answer.done():
+            return
+        if isinstance(message, EngineFailed):
+            self._answer.set_exception(message)
+        else:
+            self._answer.set_result(message)
 
     def stop(self) -> None:
         """Ends the core in order, by force after STOP_GRACE_S seconds. Blocking; safe to call twice."""
@@ -169,6 +217,9 @@ class EngineHost:
             self._process.wait()
             remove_unmapped_shared_memory()
         hang_up(self._pipe)
+
+
+_TODO = {Reload: "load other weights", RunProbes: "answer the golden prompts"}
 
 
 def build_core(spec: EngineSpec) -> EngineCore:

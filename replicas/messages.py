@@ -45,6 +45,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Capacity
     shards: tuple[ShardPlacement, ...]
     draining: bool = False  # an operator's wish, which outlives the router that was told of it
+    swapping: bool = False  # it is about to have other weights: it takes nothing in this epoch any more
     load_s: float = 0.0  # seconds that it took to load; 0: not told
     expert_share: float = 0.0  # of the experts of a layer, what one token uses: top-k / experts; 0: dense, or not told
     actor_name: str = ""  # of its Ray actor, in Serve's namespace
@@ -90,6 +91,8 @@ class Swap(msgspec.Struct, frozen=True, kw_only=True):
     finish_s: float  # seconds that running requests have to end in
     checksum: str = ""  # of the loaded weights, as expected; "": not known yet
     probes: tuple[Probe, ...] = ()
+    min_exact: int = 0  # probes that must give their answer, else the replica goes back to what it had
+    max_logprob_distance: float | None = None  # and how far their log-probabilities may be; None: any distance
 
 
 class SwapReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +107,9 @@ class SwapReport(msgspec.Struct, frozen=True, kw_only=True):
     exact: int = 0  # probes that gave their answer
     asked: int = 0  # of those that have one
     logprob_distance: float | None = None  # mean |difference| over all tokens of probes with logprobs; None: none
+    broken: bool = (
+        False  # it failed, and the old weights cannot be had either: the replica ends, and Serve starts another
+    )
 
     @property
     def ended(self) -> bool:
@@ -158,6 +164,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""  # of the model; set once it has started there: it never moves to another
     session: int = 0  # stable 63-bit hash of tenant and session: which share of the traffic it belongs to
     first_of_request: bool = True  # False for n>1's further samples: requests per minute count HTTP requests
+    mirror: bool = False  # a copy that nobody reads: it runs where there is room at once, and counts nowhere
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +199,7 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float = 0.0  # when another try may succeed; 0: not known
     detail: str = ""  # a sentence for the client; empty: the ending's own
     quota: Quota | None = None  # None: its tenant has no limits
+    mirror: bool = False  # it was a copy that nobody reads
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):

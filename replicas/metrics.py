@@ -83,8 +83,15 @@ REQUESTS = _counter(
     "moray_requests_total",
     "requests",
     ("model", "version", "ending"),
-    "Requests that ended, by how: DONE, ABORTED (the client left), ERROR (of the engine), or what the cluster decided. "
-    "Samples of n>1 count one by one.",
+    "Requests that ended, by how: DONE, ABORTED (the client left), ERROR (of the engine), RESTARTED (its version was "
+    "gone, it began again from its prompt), or what the cluster decided. Samples of n>1 count one by one.",
+)
+MIRRORED_REQUESTS = _counter(
+    Teller.GATEWAY,
+    "moray_mirrored_requests_total",
+    "requests",
+    ("model", "version", "ending"),
+    "Copies of requests that ran on a version under trial; no client sees one, and no other figure counts it.",
 )
 STAGE_SECONDS = _histogram(
     "moray_request_stage_seconds",
@@ -164,7 +171,7 @@ QUEUE_PROMPT_TOKENS = _gauge(
     Teller.ROUTER, "moray_queue_prompt_tokens", "tokens", ("model",), "Prompt tokens of all that wait."
 )
 REPLICAS = _gauge(
-    Teller.ROUTER, "moray_replicas", "replicas", ("model", "state"), "Replicas by state: ready or draining."
+    Teller.ROUTER, "moray_replicas", "replicas", ("model", "state"), "Replicas by state: ready, draining or swapping."
 )
 GRANTS = _counter(Teller.ROUTER, "moray_grants_total", "requests", ("model",), "Requests granted to a replica.")
 DENIALS = _counter(
@@ -281,6 +288,34 @@ WATCH_LAG = _gauge(
     "seconds",
     (),
     "Age of the newest observation: the controller is blind while it grows.",
+)
+ROLLOUT_PHASE = _gauge(
+    Teller.CONTROLLER,
+    "moray_rollout_phase",
+    "0 or 1",
+    ("model", "phase"),
+    "1 for the phase of the rollout that runs, or of the last one.",
+)
+ROLLOUT_SHARE = _gauge(
+    Teller.CONTROLLER,
+    "moray_rollout_share",
+    "0..1",
+    ("model", "version"),
+    "Share of the new requests that a version is to get; told while shares are set.",
+)
+ROLLOUTS = _counter(
+    Teller.CONTROLLER,
+    "moray_rollouts_total",
+    "rollouts",
+    ("model", "outcome"),
+    "Rollouts that ended, by how: done, rolled-back, or failed (refused before a replica was touched).",
+)
+SWAP_SECONDS = _gauge(
+    Teller.CONTROLLER,
+    "moray_swap_seconds",
+    "seconds",
+    ("model",),
+    "What the last replica whose weights were swapped took to load them.",
 )
 
 CATALOGUE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

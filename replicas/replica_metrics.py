@@ -33,6 +33,12 @@ class ReplicaMetrics:
         self._start = make(metrics.REPLICA_START)
         self._model_version = make(metrics.MODEL_VERSION)
 
+    def serves(self, version: str) -> None:
+        """It was given another version's weights."""
+        if version != self._version:
+            self._model_version.tell(0, self._model, self._version)
+            self._version, self._told_at = version, 0.0
+
     def tell(self, load: CoreLoad) -> None:
         """Called with each report; tells once in TELL_S."""
         now = time.monotonic()

@@ -1,8 +1,9 @@
 """`replicas.core.EngineCore` without a model: a simulated engine on the real clock, for a whole cluster without a GPU.
 
 Its steps take as long as `step_time` says; its scheduler and its KV cache are `simulated_engine`'s. Each token is a
-pure function of all tokens before it, as in greedy decoding: a stream that moves to another replica must go on exactly
-as it would have. Built by an `EngineSpec` whose `core` is `replicas.simulated_core:SimulatedCore`.
+pure function of the version and of all tokens before it, as in greedy decoding: a stream that moves to another replica
+must go on exactly as it would have, and not on one of another version. Built by an `EngineSpec` whose `core` is
+`replicas.simulated_core:SimulatedCore`.
 """
 
 import math
@@ -10,13 +11,14 @@ import time
 import zlib
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from replicas.core import CoreLoad, RequestRejected, StepOutput
+from replicas.core import CoreLoad, Probed, ReloadFailed, RequestRejected, StepOutput
 from replicas.engine_spec import EngineSpec
-from replicas.messages import Capacity
+from replicas.messages import Capacity, Probe
 from replicas.simulated_engine import SimulatedEngine, SimulatedRequest
 from replicas.step_time import H200, Machine
 from replicas.wire import Buffer
@@ -25,9 +27,14 @@ FIRST_TOKEN, TOKENS = 32, 95  # printable ASCII where the vocabulary is bytes, p
 STOP, LENGTH = 0, 1  # vllm.v1.engine.FinishReason
 
 
-def next_token(tokens: Sequence[int]) -> int:
+def next_token(tokens: Sequence[int], version: str = "") -> int:
     """What follows these tokens."""
-    return _token(zlib.crc32(array("I", tokens).tobytes()))
+    return _token(zlib.crc32(array("I", tokens).tobytes(), _seed(version)))
+
+
+def _seed(version: str) -> int:
+    """What a version's checksums begin with."""
+    return zlib.crc32(version.encode())
 
 
 def _token(crc: int) -> int:
@@ -39,9 +46,11 @@ class _Stream:
 
     __slots__ = ("client", "crc", "left", "min_left", "stop_token_ids")
 
-    def __init__(self, client: int, tokens: Sequence[int], left: int, min_left: int, stops: Sequence[int]) -> None:
+    def __init__(
+        self, client: int, tokens: Sequence[int], left: int, min_left: int, stops: Sequence[int], seed: int
+    ) -> None:
         self.client = client
-        self.crc = zlib.crc32(array("I", tokens).tobytes())
+        self.crc = zlib.crc32(array("I", tokens).tobytes(), seed)
         self.left = left  # tokens that it may still have
         self.min_left = min_left  # tokens before which no stop token counts
         self.stop_token_ids = frozenset(stops)
@@ -81,6 +90,12 @@ class SimulatedCore:
         self.capacity = _limits(machine.capacity, spec.engine_args)
         self._engine = SimulatedEngine(machine.step, self.capacity, speed, jump=False)
         self._streams: dict[str, _Stream] = {}
+        self._started_with = str(spec.engine_args.get("model", "")), spec.version
+        self._serve_version(spec.version)
+
+    def _serve_version(self, version: str) -> None:
+        self._seed = _seed(version)
+        self.checksum = f"{self._seed:08x}"
 
     def add(self, client: int, request: Sequence[Buffer], delivered: Sequence[int] = ()) -> str:
         # EngineCoreRequest and SamplingParams as vLLM encodes them: an array without, a map without its defaults.
@@ -90,7 +105,12 @@ class SimulatedCore:
             most = min(self.capacity.max_model_len, self.capacity.kv_tokens)
             left = min(params.get("max_tokens", 16) - len(delivered), most - len(tokens))
             stream = _Stream(
-                client, tokens, left, params.get("min_tokens", 0) - len(delivered), params.get("stop_token_ids", ())
+                client,
+                tokens,
+                left,
+                params.get("min_tokens", 0) - len(delivered),
+                params.get("stop_token_ids", ()),
+                self._seed,
             )
         except (msgspec.DecodeError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise RequestRejected("", f"not a request for tokens: {error}") from error
@@ -146,6 +166,27 @@ class SimulatedCore:
 
     def routed_tokens(self) -> None:
         """It has no experts."""
+
+    def reload(self, directory: str, expected: str = "") -> str:
+        """Its version is the directory's name, as in a store; what is in there is not read."""
+        if self.has_work():
+            raise RuntimeError("weights cannot be reloaded under running requests")
+        if not Path(directory).is_dir():
+            raise ReloadFailed(f"there is no directory {directory}", touched=False)
+        model, version = self._started_with
+        self._serve_version(version if directory == model else Path(directory).name)
+        self._engine.kv.clear()
+        if expected and self.checksum != expected:
+            raise ReloadFailed(f"the loaded weights have the checksum {self.checksum}, not {expected}", touched=True)
+        return self.checksum
+
+    def probe(self, probes: Sequence[Probe]) -> list[Probed]:
+        """No stop token ends them. They take no time: what they would take is nothing beside a reload."""
+        made = []
+        for probe in probes:
+            stream = _Stream(0, probe.prompt, probe.max_tokens, 0, (), self._seed)
+            made.append(Probed(tuple([stream.go_on()[0] for _ in range(probe.max_tokens)]), ()))
+        return made
 
     def shutdown(self) -> None:
         """Nothing to free."""

@@ -7,24 +7,30 @@ vLLM (sockets, handshakes, busy loop) is `replicas.core_host` here; what happens
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experts.placement import ShardPlacement
 from experts.vllm_plugin import (
     count_routed_tokens,
     expert_placement,
-    fork_workers,
+    reload_weights,
     routed_tokens,
     stop_counting_routed_tokens,
+    weight_digests,
 )
-from replicas.core import CoreLoad, RequestRejected, StepOutput
+from experts.weight_files import BadWeights, Checkpoint
+from experts.worker_processes import fork_workers
+from replicas.core import CoreLoad, Probed, ReloadFailed, RequestRejected, StepOutput
 from replicas.engine_spec import EngineSpec
-from replicas.messages import Capacity, Work
+from replicas.messages import Capacity, Probe, Work
+from replicas.seeded_noise import positioned_noise
 from replicas.wire import Buffer
 
 if TYPE_CHECKING:
@@ -57,23 +63,28 @@ def engine_args(spec: EngineSpec) -> "AsyncEngineArgs":
 
 
 def greedy_request(request_id: str, prompt_token_ids: Sequence[int], output_tokens: int) -> Sequence[Buffer]:
-    """An encoded request for exactly `output_tokens` greedy tokens: what benches and probes feed a core directly."""
+    """An encoded request for exactly `output_tokens` greedy tokens: what benches and tests feed a core directly."""
     from vllm.sampling_params import SamplingParams
-    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.serial_utils import MsgpackEncoder
 
-    request = EngineCoreRequest(
+    params = SamplingParams(temperature=0, max_tokens=output_tokens, ignore_eos=True)
+    return [bytes(buffer) for buffer in MsgpackEncoder().encode(_request(request_id, prompt_token_ids, params))]
+
+
+def _request(request_id: str, prompt_token_ids: Sequence[int], params: Any) -> Any:
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest(
         request_id=request_id,
         prompt_token_ids=list(prompt_token_ids),
         mm_features=None,
-        sampling_params=SamplingParams(temperature=0, max_tokens=output_tokens, ignore_eos=True),
+        sampling_params=params,
         pooling_params=None,
         arrival_time=time.time(),
         lora_request=None,
         cache_salt=None,
         data_parallel_rank=None,
     )
-    return [bytes(buffer) for buffer in MsgpackEncoder().encode(request)]
 
 
 @contextlib.contextmanager
@@ -113,33 +124,9 @@ def begin_with_output(worker: Any) -> None:
         if params is not None and params.extra_args and (delivered := params.extra_args.get(_DELIVERED)):
             state.output_token_ids.extend(delivered)
         if state.generator is not None and state.generator.device.type == "cpu":
-            state.generator = _positioned_noise(params.seed, state.output_token_ids)
+            state.generator = positioned_noise(params.seed, state.output_token_ids)
 
     CachedRequestState.__post_init__ = with_output
-
-
-def _positioned_noise(seed: int, output_token_ids: list[int]) -> Any:
-    """A seeded request's generator, standing where the noise of its next token begins.
-
-    vLLM's CPU sampler draws one number a token from it (v1/sample/ops/topk_topp_sampler.py, `forward_cpu`), so a
-    resumed sample goes on with the noise that it would have had. And it draws one after each chunk of a long prompt,
-    which it then takes back by an offset that CPU generators do not have: without this, a seeded request with a prompt
-    longer than max_num_batched_tokens ends the engine by a RuntimeError (seen in 0.32.0).
-    """
-    import torch
-
-    class PositionedNoise(torch.Generator):
-        def get_offset(self) -> int:
-            return 0
-
-        def set_offset(self, offset: int) -> torch.Generator:
-            self.manual_seed(seed)
-            torch.randint(0, 2**31, (len(output_token_ids),), generator=self)
-            return self
-
-    noise = PositionedNoise()
-    noise.set_offset(0)
-    return noise
 
 
 def prompt_blocks(config: Any) -> "Callable[[Any, int], tuple[int, ...]]":
@@ -180,7 +167,7 @@ class _KvEvents:
         self._changed: dict[int, bool] = {}  # block -> whether it is there now
 
     def publish(self, batch: Any) -> None:
-        from vllm.distributed.kv_events import BlockRemoved, BlockStored
+        from vllm.distributed.kv_events import BlockRemoved, BlockStored  # all blocks are cleared by `reload` only
 
         for event in batch.events:
             if isinstance(event, BlockStored | BlockRemoved) and not event.group_idx:  # other groups: the same blocks
@@ -228,6 +215,14 @@ class VllmCore:
         pool = self._core.scheduler.kv_cache_manager.block_pool
         self._caches_prefixes = pool.enable_kv_cache_events = config.cache_config.enable_prefix_caching
         self.moves_experts = config.parallel_config.enable_eplb
+        self._directory = str(config.model_config.model)  # whose weights it serves
+        self._reloads = False  # it was seen that a reload gives what the first load gave
+        try:
+            self._checkpoint: Checkpoint | None = Checkpoint.of(Path(self._directory))
+        except BadWeights:
+            self._checkpoint = None  # to vLLM they may be weights all the same
+        # Of 57 GiB it takes half a minute, so not where no other version can come; and before an expert is moved.
+        self.checksum = self._digest() if spec.version or self.moves_experts else ""
         cache, scheduler = config.cache_config, config.scheduler_config
         self.capacity = Capacity(
             kv_tokens=(cache.num_gpu_blocks - 1) * cache.block_size,  # block 0 is vLLM's null block
@@ -292,16 +287,20 @@ class VllmCore:
         return self._core.scheduler.has_requests() or bool(self._core.batch_queue) or self._executor_failed
 
     def step(self) -> list[StepOutput]:
-        if self._executor_failed:
-            raise RuntimeError("a worker process of the engine died; see the replica's log")
-        began = time.monotonic()
-        outputs, executed = self._core.step_fn()
-        self._core.post_step(executed)
-        encoded = [self._encode(client, o) for client, o in (outputs or {}).items() if o.outputs]
-        if executed:
-            self._steps += 1
+        began, steps = time.monotonic(), self._steps
+        encoded = [self._encode(client, o) for client, o in self._step().items() if o.outputs]
+        if self._steps > steps:
             self._step_s += time.monotonic() - began
         return encoded
+
+    def _step(self) -> dict[int, Any]:
+        """One step of vLLM's: EngineCoreOutputs by client."""
+        if self._executor_failed:
+            raise RuntimeError("a worker process of the engine died; see the replica's log")
+        outputs, executed = self._core.step_fn()
+        self._core.post_step(executed)
+        self._steps += executed
+        return outputs or {}
 
     def _counted_schedule(self, *args: Any) -> Any:
         """vLLM's `schedule`, counting what it lets be computed."""
@@ -348,6 +347,89 @@ class VllmCore:
     def count_routed_tokens(self, on: bool) -> None:
         """For benches: replicas count from the start, and go on."""
         self._core.collective_rpc(count_routed_tokens if on else stop_counting_routed_tokens)
+
+    # -- other weights ------------------------------------------------------------------------------------------------
+
+    def reload(self, directory: str, expected: str = "") -> str:
+        if self.has_work():
+            raise RuntimeError("weights cannot be reloaded under running requests")
+        if why_not := self._refuses(directory):
+            raise ReloadFailed(why_not, touched=False)
+        if not (self._reloads or expected):
+            self._prove_reload()
+        found = self._load(directory)
+        if expected and found != expected:
+            raise ReloadFailed(f"the loaded weights have the checksum {found}, not {expected}", touched=True)
+        self._reloads = True
+        return found
+
+    def _refuses(self, directory: str) -> str:
+        from vllm.model_executor.model_loader import get_model_loader
+
+        load_config = self._core.vllm_config.load_config
+        if self._checkpoint is None or not hasattr(get_model_loader(load_config), "get_all_weights"):
+            return (
+                f"vLLM can reload .safetensors files only; it loaded {self._directory} as {load_config.load_format!r}"
+            )
+        return self._checkpoint.refuses(Path(directory))
+
+    def _prove_reload(self) -> None:
+        """Loads once more what it has. vLLM brings weights into the kernels' own layouts by other ways when it reloads
+        them, and not all kernels' are right (see `vllm_plugin.reload_weights`): such a one would answer nonsense.
+        """
+        first = self.checksum or self._digest()
+        if (again := self._load(self._directory)) != first:
+            raise ReloadFailed(
+                f"vLLM reloads this model's weights otherwise than it loads them (checksum {again} after {first}): "
+                "other versions need replicas that start with them, as the rollout strategy surge has it",
+                touched=True,
+            )
+
+    def _load(self, directory: str) -> str:
+        self.checksum = ""
+        if failed := [why for why in self._core.collective_rpc(reload_weights, args=(directory,)) if why]:
+            raise ReloadFailed(failed[0], touched=True)
+        self._core._reset_caches(reset_running_requests=False)
+        self._core.scheduler.kv_cache_manager.take_events()
+        self._kv_events.take()
+        self._directory, self.checksum = directory, self._digest()
+        return self.checksum
+
+    def _digest(self) -> str:
+        """Over all shards. The tensors' names have their ranks."""
+        digests = [sorted(of_worker.items()) for of_worker in self._core.collective_rpc(weight_digests)]
+        return hashlib.sha256(repr(sorted(digests)).encode()).hexdigest()
+
+    def probe(self, probes: Sequence[Probe]) -> list[Probed]:
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.engine import FinishReason
+
+        config = self._core.vllm_config.model_config
+        ends = (config.try_get_generation_config() or {}).get("eos_token_id", config.hf_config.eos_token_id)
+        stops = [ends] if isinstance(ends, int) else list(ends or ())
+        tokens: list[list[int]] = [[] for _ in probes]
+        logprobs: list[tuple[float, ...]] = [() for _ in probes]
+        for number, probe in enumerate(probes):
+            if not 0 < len(probe.prompt) < config.max_model_len:
+                continue  # it has no answer here
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=min(probe.max_tokens, config.max_model_len - len(probe.prompt)),
+                stop_token_ids=stops,
+                prompt_logprobs=0 if probe.logprobs else None,
+            )
+            request = _request(str(number), probe.prompt, params)
+            self._core.add_request(*self._core.preprocess_add_request(request))
+        while self.has_work():
+            outputs = [output for of_client in self._step().values() for output in of_client.outputs]
+            for output in outputs:
+                made = tokens[number := int(output.request_id)]
+                made += output.new_token_ids
+                if output.finish_reason is FinishReason.STOP and made and made[-1] in stops:
+                    made.pop()
+                if output.new_prompt_logprobs_tensors is not None:
+                    logprobs[number] = tuple(output.new_prompt_logprobs_tensors.logprobs[:, 0].tolist())
+        return [Probed(tuple(made), of_prompt) for made, of_prompt in zip(tokens, logprobs, strict=True)]
 
     def shutdown(self) -> None:
         """Nothing: this process ends next, and its workers with it. vLLM's own takes 3-8 s to free what that frees."""

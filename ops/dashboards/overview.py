@@ -8,7 +8,7 @@ from replicas import metrics as m
 
 MODEL = choice("model", f"label_values({m.REPLICAS.scraped}, model)")
 REPLICA = choice("replica", f'label_values({m.RUNNING_REQUESTS.scraped}{{model=~"$model"}}, replica)')
-FAILED = 'ending=~"ERROR|NO_REPLICA|LOST|QUARANTINED"'
+FAILED = 'ending=~"ERROR|NO_REPLICA|LOST|VERSION_GONE|QUARANTINED"'
 MET = 'met="true"'
 ATTAINED = f"{rate(m.SLO_REQUESTS, where=MET)} / {rate(m.SLO_REQUESTS)}"
 

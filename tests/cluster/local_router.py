@@ -13,6 +13,7 @@ from cluster.draining import DrainRequest
 from cluster.router import RouterState
 from cluster.router_link import RouterGone
 from cluster.scaling_window import ScalingWindow
+from replicas.assignment import Assignment
 from replicas.messages import Inbox, LoadReport, Outbox, ReplicaInfo, Resync
 
 
@@ -78,6 +79,13 @@ class LocalRouter:
             inbox, self._version = self.state.collect("g", self._version)
             if inbox is not None:
                 self._on_inbox(msgspec.msgpack.decode(msgspec.msgpack.encode(inbox), type=Inbox))
+
+    def assign(self, assignment: Assignment) -> None:
+        """What is to be served from now on."""
+        self.state._batcher.set_traffic(assignment.traffic, assignment.stable)
+        assert self._on_inbox is not None
+        self._on_inbox(msgspec.msgpack.decode(msgspec.msgpack.encode(Inbox(assignment=assignment)), type=Inbox))
+        self._decide()
 
     def scale(self) -> None:
         """From now on it watches the load for the autoscaling. To be called before anything joins."""

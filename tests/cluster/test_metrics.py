@@ -74,6 +74,15 @@ def test_a_request_that_never_ran_has_the_stages_it_came_through(registry: Colle
     assert values(registry, metrics.SLO_REQUESTS) == {("m", "true"): 0, ("m", "false"): 1}
 
 
+def test_a_copy_that_nobody_reads_is_counted_in_its_own_figure_alone(registry: CollectorRegistry) -> None:
+    told = made(registry)
+    before = {s.name: s.value for f in registry.collect() for s in f.samples if not s.name.endswith("_created")}
+    told.ended(RECORD._replace(mirror=True, version="v2"))
+    assert values(registry, metrics.MIRRORED_REQUESTS) == {("m", "v2", "DONE"): 1}
+    after = {s.name: s.value for f in registry.collect() for s in f.samples if not s.name.endswith("_created")}
+    assert after == before | {"moray_mirrored_requests_total": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "met"),
     [
@@ -90,6 +99,9 @@ def test_a_request_that_never_ran_has_the_stages_it_came_through(registry: Colle
         ({"ending": "LOST"}, False),
         ({"ending": "QUARANTINED"}, False),
         ({"ending": "ERROR"}, False),
+        ({"ending": "VERSION_GONE"}, False),
+        ({"ending": "RESTARTED"}, None),  # the answer that comes of it is held to the SLO
+        ({"mirror": True, "ending": "LOST"}, None),
     ],
 )
 def test_what_is_within_the_slo(changes: dict[str, object], met: bool | None) -> None:
@@ -108,6 +120,7 @@ def test_a_resume_is_counted_by_its_cause(registry: CollectorRegistry) -> None:
 def test_the_catalogue_is_what_a_gateway_tells(registry: CollectorRegistry) -> None:
     told = made(registry)
     told.ended(RECORD)
+    told.ended(RECORD._replace(mirror=True))
     told.resumed("lost", 0.3)
     families = {family.name: family for family in registry.collect()}
     for metric in metrics.of(Teller.GATEWAY):
@@ -178,7 +191,7 @@ def test_what_the_router_tells() -> None:
     router.tell(queue, ["ready", "draining", "ready"], tally)
     assert told[metrics.QUEUE_REQUESTS] == {("m", "0"): 2, ("m", "-5"): 1}
     assert told[metrics.QUEUE_OLDEST_SECONDS] == {("m",): 5} and told[metrics.QUEUE_PROMPT_TOKENS] == {("m",): 50}
-    assert told[metrics.REPLICAS] == {("m", "ready"): 2, ("m", "draining"): 1}
+    assert told[metrics.REPLICAS] == {("m", "ready"): 2, ("m", "draining"): 1, ("m", "swapping"): 0}
     assert told[metrics.GRANTS] == {("m",): 3} and told[metrics.REPLICAS_LOST] == {("m",): 1}
     denials = {"NO_REPLICA": 0, "TOO_LATE": 2, "QUEUE_FULL": 0, "RATE_LIMITED": 0}
     assert told[metrics.DENIALS] == {("m", ending): count for ending, count in denials.items()}
@@ -186,7 +199,7 @@ def test_what_the_router_tells() -> None:
     router.tell(Queue.of([], 101.0), [], tally)
     assert told[metrics.QUEUE_REQUESTS] == {("m", "0"): 0, ("m", "-5"): 0}
     assert told[metrics.QUEUE_OLDEST_SECONDS] == {("m",): 0} and told[metrics.GRANTS] == {("m",): 3}
-    assert told[metrics.REPLICAS] == {("m", "ready"): 0, ("m", "draining"): 0}
+    assert told[metrics.REPLICAS] == {("m", "ready"): 0, ("m", "draining"): 0, ("m", "swapping"): 0}
 
 
 def test_whatever_priorities_clients_send_the_routers_series_are_few() -> None:

@@ -7,103 +7,17 @@ replica, the replica joins again and the request resumes there, as it would else
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import multiprocessing
 import os
-import threading
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
-from local_router import LocalRouter
-from scripted_core import until
-
-from cluster.app import engine_spec, gateway_spec
-from cluster.config import load
-from replicas.core_host import Ready, Stop, host_core
-from replicas.engine_host import build_core, core_environment
-from replicas.messages import ReplicaInfo
+from api_stack import Stack
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
-
-OVERRIDES = {
-    "experts.expert_parallel": 1,
-    "engine.host": "thread",
-    # Other tests have loaded torch by now, with a thread for each CPU; on one CPU they would wait for each other.
-    "engine.own_cpu": False,
-    "model.tool_call_parser": "hermes",
-}
-
-
-class Stack:
-    """A gateway's app, its router and its one replica."""
-
-    def __init__(self) -> None:
-        settings = load(None, {}, OVERRIDES).settings
-        self._spec, self._gateway = engine_spec(settings), gateway_spec(settings)
-        os.environ.update(core_environment(self._spec))
-        self._pipe, theirs = multiprocessing.Pipe()
-        self._thread = threading.Thread(
-            target=host_core, args=(partial(build_core, self._spec), theirs, "127.0.0.1"), daemon=True
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self.client: httpx.AsyncClient
-        self.core: Any
-
-    def _read(self) -> None:
-        """As a replica does: a pipe that nobody reads fills with load reports, and the engine stands still."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                self._pipe.recv()
-
-    async def start(self) -> None:
-        from cluster.gateway import build_app
-
-        self._thread.start()
-        ready = await asyncio.to_thread(self._pipe.recv)
-        assert isinstance(ready, Ready), ready
-        self._reader.start()
-        info = ReplicaInfo(
-            replica_id="r",
-            epoch=1,
-            host="127.0.0.1",
-            port=ready.port,
-            token=ready.token,
-            model="tiny-r1",
-            engine_pid=ready.pid,
-            engine_host="thread",
-            device="cpu",
-            capacity=ready.capacity,
-            shards=ready.shards,
-        )
-        self.router = LocalRouter(no_replica_wait_s=10.0)
-        self.router.alive.append(info)
-        app: Any = await build_app(self._gateway, self.router)  # type: ignore[arg-type]
-        self.core = app._app.state.engine_client.engine_core
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://moray", timeout=60)
-
-    async def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        reply = await self.client.post(path, json={"model": "tiny-r1", **body})
-        assert reply.status_code == 200, reply.text
-        return reply
-
-    async def cut_at(self, tokens: int) -> None:
-        """Loses the replica once some request has so many tokens."""
-        await until(lambda: any(len(live.delivered) >= tokens for live in self.core._live.values()), limit_s=20)
-        for peer in list(self.core._peers.values()):
-            peer.connection.close()
-
-    async def close(self) -> None:
-        await self.client.aclose()
-        self.core.shutdown()
-        self.router._ticking.cancel()
-        self._pipe.send(Stop())
-        await asyncio.to_thread(self._thread.join, 10)
-        await asyncio.to_thread(self._reader.join, 10)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

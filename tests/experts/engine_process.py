@@ -171,7 +171,8 @@ def run(job: dict[str, Any], reply: TextIO) -> None:
     from vllm.v1.executor import Executor
 
     from experts.placement import omp_binding
-    from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA, expert_placement, fork_workers, routed_tokens
+    from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA, expert_placement, routed_tokens
+    from experts.worker_processes import fork_workers
 
     began = time.time()
     shards = job["shards"]

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from experts import vllm_plugin
 from experts.sharded_routing import copies_of, map_topk
-from experts.vllm_plugin import expert_placement, fork_workers
+from experts.vllm_plugin import expert_placement
+from experts.worker_processes import fork_workers
 
 ROOT = Path(__file__).parents[2]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG and fork")
@@ -445,7 +446,7 @@ def test_forking_is_refused_beside_other_threads(monkeypatch: pytest.MonkeyPatch
 def test_forking_is_chosen_in_a_process_of_one_thread() -> None:
     done = run_python("""
         import os
-        from experts.vllm_plugin import fork_workers
+        from experts.worker_processes import fork_workers
         fork_workers()
         print(os.environ["VLLM_WORKER_MULTIPROC_METHOD"])
     """)

@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from replicas.core import CoreLoad, RequestRejected, StepOutput
+from replicas.core import CoreLoad, Probed, ReloadFailed, RequestRejected, StepOutput
 from replicas.core_host import Failed, Ready, Stop, hang_up, host_core
 from replicas.engine_spec import EngineSpec
-from replicas.messages import Capacity, ReplicaInfo, Work
+from replicas.messages import Capacity, Probe, ReplicaInfo, Work
 from replicas.wire import Buffer, Connection, Kind
 
 VOCABULARY = 1000
@@ -31,15 +31,15 @@ REFUSED = VOCABULARY + 1  # a prompt with this token is rejected
 STOP, LENGTH = 0, 1  # vllm.v1.engine.FinishReason
 
 
-def next_token(tokens: Sequence[int]) -> int:
-    return zlib.crc32(array("I", tokens).tobytes()) % VOCABULARY
+def next_token(tokens: Sequence[int], version: str = "") -> int:
+    return zlib.crc32(array("I", tokens).tobytes(), zlib.crc32(version.encode())) % VOCABULARY
 
 
-def continuation(prompt: Sequence[int], count: int) -> list[int]:
+def continuation(prompt: Sequence[int], count: int, version: str = "") -> list[int]:
     """The `count` tokens that follow the prompt."""
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(next_token(tokens))
+        tokens.append(next_token(tokens, version))
     return tokens[len(prompt) :]
 
 
@@ -52,6 +52,9 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     fail_at_step: int | None = None  # this step, counted from 1, raises
     load_s: float = 0.0  # seconds until it is built
     fail_to_load: str | None = None  # it cannot be built, for this reason
+    model: str = ""  # its directory
+    fail_to_reload: dict[str, str] = {}  # directory -> why its weights cannot be loaded, as is seen half-way
+    reload_s: float = 0.0  # seconds that a reload takes
 
 
 class _Request(msgspec.Struct):
@@ -88,6 +91,13 @@ class ScriptedCore:
         self.steps = 0
         self.polls = 0  # calls of has_work: a busy loop is one that has many
         self.was_shut_down = False
+        self._started_with = script.model, spec.version
+        self.version: str | None = spec.version  # None: of no use
+        self.reloads: list[str] = []  # directories
+
+    @property
+    def checksum(self) -> str:
+        return f"checksum of {self.version}" if self.version else ""
 
     def add(self, client: int, request: Sequence[Buffer], delivered: Sequence[int] = ()) -> str:
         # EngineCoreRequest and SamplingParams as vLLM encodes them: an array without, a map without its defaults.
@@ -122,7 +132,8 @@ class ScriptedCore:
         outputs: dict[int, list[Any]] = {}
         finished: dict[int, list[str]] = {}
         for request_id, request in list(self.requests.items())[: self.script.max_num_seqs]:
-            token = next_token(request.tokens)
+            assert self.version is not None, "a step without weights"
+            token = next_token(request.tokens, self.version)
             self.decode_tokens += 1
             request.tokens.append(token)
             request.left -= 1
@@ -157,13 +168,39 @@ class ScriptedCore:
         """One layer with one expert, which is given everything."""
         return np.array([[self.prefill_tokens + self.decode_tokens]])
 
+    def reload(self, directory: str, expected: str = "") -> str:
+        """As the simulated core's; the directory need not be there, if it is not called "missing"."""
+        assert not self.requests, "weights reloaded under running requests"
+        self.reloads.append(directory)
+        if Path(directory).name == "missing":
+            raise ReloadFailed(f"there is no directory {directory}", touched=False)
+        time.sleep(self.script.reload_s)
+        if reason := self.script.fail_to_reload.get(directory):
+            self.version = None
+            raise ReloadFailed(reason, touched=True)
+        model, version = self._started_with
+        self.version = version if directory == model else Path(directory).name
+        if expected and self.checksum != expected:
+            raise ReloadFailed(f"the loaded weights have the {self.checksum}, not {expected}", touched=True)
+        return self.checksum
+
+    def probe(self, probes: Sequence[Probe]) -> list[Probed]:
+        assert self.version is not None, "probes without weights"
+        return [
+            Probed(
+                tuple(continuation(probe.prompt, probe.max_tokens, self.version)), tuple(-0.5 for _ in probe.logprobs)
+            )
+            for probe in probes
+        ]
+
     def shutdown(self) -> None:
         self.was_shut_down = True
 
 
-def spec(host: str = "thread", start_timeout_s: float = 20.0, **script: Any) -> EngineSpec:
+def spec(host: str = "thread", start_timeout_s: float = 20.0, version: str = "", **script: Any) -> EngineSpec:
     return EngineSpec(
         model="scripted",
+        version=version,
         engine_args=script,
         host=host,
         device="cuda",  # on which the environment stays as it is

@@ -5,7 +5,9 @@ Greedy requests of exactly so many tokens; each core is built as a replica build
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,8 +15,9 @@ import pytest
 from scripted_core import REFUSED, spec
 
 from experts.tiny_r1 import checkpoint_path
-from replicas.core import EngineCore, RequestRejected
+from replicas.core import EngineCore, ReloadFailed, RequestRejected
 from replicas.engine_host import build_core
+from replicas.messages import Probe
 from replicas.simulated_core import next_token
 
 MAX_NUM_SEQS = 8
@@ -82,7 +85,7 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
         yield Driver(request.getfixturevalue("vllm_core"), True, nonsense)
     elif request.param == "scripted":
         refused = [msgspec.msgpack.encode(["refused", [REFUSED], None, {}])]
-        core = build_core(spec(max_num_seqs=MAX_NUM_SEQS))
+        core = build_core(spec(max_num_seqs=MAX_NUM_SEQS, model=str(checkpoint_path())))
         yield Driver(core, False, refused)
         core.shutdown()
     else:
@@ -164,6 +167,56 @@ def test_it_tells_what_it_is(driver):
     assert capacity.kv_tokens >= capacity.max_model_len > 0 and capacity.kv_tokens % capacity.block_tokens == 0
     assert isinstance(driver.core.placement(), tuple)
     driver.core.abort([])
+    assert not driver.core.has_work()
+
+
+def another_version(driver: Driver, folder: Path) -> str:
+    """A directory whose weights give other answers."""
+    directory = folder / "v2"
+    if not driver.vllm:
+        directory.mkdir()
+        return str(directory)
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(checkpoint_path(), directory)
+    [file] = directory.glob("*.safetensors")
+    tensors = load_file(file)
+    save_file({name: tensor[..., ::-1].copy() for name, tensor in tensors.items()}, file)
+    return str(directory)
+
+
+def answer(driver: Driver, request_id: str) -> list[int]:
+    driver.add(request_id, 12)
+    driver.run()
+    return driver.tokens.pop((0, request_id))
+
+
+def test_other_weights_give_other_answers_and_the_old_ones_their_own_again(driver, tmp_path):
+    first, v1, v2 = answer(driver, "before"), str(checkpoint_path()), another_version(driver, tmp_path)
+    if driver.vllm:
+        driver.core.checksum = driver.core._digest()  # as if it had been started with a version
+    checksum = driver.core.checksum
+    assert driver.core.reload(v2) == driver.core.checksum != checksum
+    second = answer(driver, "v2")
+    assert second != first and driver.core.load().running == 0
+    with pytest.raises(ReloadFailed) as failed:
+        driver.core.reload(str(tmp_path / "missing"))
+    assert not failed.value.touched and answer(driver, "still v2") == second
+    with pytest.raises(ReloadFailed, match="not another") as failed:
+        driver.core.reload(v2, expected="another")
+    assert failed.value.touched
+    driver.core.reload(v1, expected=checksum)
+    assert driver.core.checksum == checksum and answer(driver, "back") == first
+
+
+def test_probes_are_answered_as_requests_are(driver):
+    prompts = [PROMPT, PROMPT[:7]]
+    probed = driver.core.probe([Probe(prompt=tuple(prompt), max_tokens=6) for prompt in prompts])
+    for number, (prompt, (tokens, logprobs)) in enumerate(zip(prompts, probed, strict=True)):
+        driver.add(f"as{number}", 6, prompt)
+        driver.run()
+        assert 0 < len(tokens) <= 6 and list(tokens) == driver.tokens[0, f"as{number}"][: len(tokens)]
+        assert logprobs == ()
     assert not driver.core.has_work()
 
 

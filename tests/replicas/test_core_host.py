@@ -11,7 +11,8 @@ from scripted_core import REFUSED, Client, Hosted, ScriptedCore, continuation, s
 
 from replicas import core_host
 from replicas.core import CoreLoad
-from replicas.core_host import Failed, Routed, host_core
+from replicas.core_host import Answers, Failed, Reload, ReloadEnded, Routed, RunProbes, host_core
+from replicas.messages import Probe
 from replicas.wire import Kind
 
 
@@ -308,3 +309,77 @@ def test_an_address_that_is_not_ours_is_a_failure():
     while threading.active_count() > before and time.monotonic() < end:
         time.sleep(0.01)
     assert threading.active_count() == before
+
+
+# -- other weights -----------------------------------------------------------------------------------------------------
+
+
+async def reload(host, directory: str, expected: str = "") -> ReloadEnded:
+    host.pipe.send(Reload(directory, expected))
+    return await asyncio.to_thread(lambda: next(m for m in iter(host.pipe.recv, None) if isinstance(m, ReloadEnded)))
+
+
+async def test_other_weights_are_served_to_who_has_the_new_token(hosted):
+    host = hosted(step_s=0.002)
+    before = await Client.to(host)
+    before.add("old", [1], max_tokens=3)
+    await until(lambda: "old" in before.finished)
+    ended = await reload(host, "/models/v2")
+    assert ended.failure == "" and ended.checksum == "checksum of v2" and ended.token != host.ready.token
+    await asyncio.wait_for(before.lost.wait(), 5)
+    assert before.messages[-1][0] is Kind.LEAVING
+
+    stranger = await Client.to(host)  # with the old one
+    await asyncio.wait_for(stranger.lost.wait(), 5)
+    after = await Client.to(host, ended.token)
+    after.add("new", [1], max_tokens=5)
+    await until(lambda: "new" in after.finished)
+    assert before.tokens == {"old": continuation([1], 3)} and after.tokens == {"new": continuation([1], 5, "v2")}
+    assert after.tokens["new"][:3] != before.tokens["old"]
+
+
+async def test_what_runs_yet_is_cut_off_and_never_goes_on_with_other_weights(hosted):
+    host = hosted(step_s=0.01)
+    client = await Client.to(host)
+    client.add("long", [1], max_tokens=4000)
+    await until(lambda: client.tokens)
+    host.core.go_on.clear()  # what comes now waits behind the step under way, as the command does
+    client.resume("late", [1], max_tokens=4000, delivered=[7, 7])
+    await asyncio.sleep(0.05)
+    ending = asyncio.ensure_future(reload(host, "/models/v2"))
+    await asyncio.sleep(0.05)
+    host.core.go_on.set()
+    assert (await ending).failure == ""
+    await asyncio.wait_for(client.lost.wait(), 5)
+    assert not host.core.requests and client.tokens.keys() <= {"long", "late"}
+    assert client.tokens["long"] == continuation([1], len(client.tokens["long"]))
+    steps = host.core.steps
+    await asyncio.sleep(0.1)
+    assert host.core.steps == steps and host.thread.is_alive()
+
+
+@pytest.mark.parametrize(("directory", "touched"), [("/models/missing", False), ("/models/bad", True)])
+async def test_a_reload_that_fails_says_so_and_another_may_follow(hosted, directory, touched):
+    host = hosted(step_s=0.002, model="/models/v1", version="v1", fail_to_reload={"/models/bad": "no such tensor"})
+    failed = await reload(host, directory)
+    assert failed.failure and (failed.touched, failed.checksum) == (touched, "")
+    wrong = await reload(host, "/models/v2", expected="checksum of v3")
+    assert "not checksum of v3" in wrong.failure and wrong.touched
+    back = await reload(host, "/models/v1", expected="checksum of v1")
+    assert back.failure == "" and len({failed.token, wrong.token, back.token}) == 3
+    client = await Client.to(host, back.token)
+    client.add("r", [1], max_tokens=5)
+    await until(lambda: "r" in client.finished)
+    assert client.tokens["r"] == continuation([1], 5, "v1")
+
+
+async def test_probes_are_answered_by_the_core_itself(hosted):
+    host = hosted(step_s=0.002)
+    await reload(host, "/models/v2")
+    probes = (Probe(prompt=(1, 2), max_tokens=4), Probe(prompt=(3,), max_tokens=2, logprobs=()))
+    host.pipe.send(RunProbes(probes))
+    answers = await asyncio.to_thread(lambda: next(m for m in iter(host.pipe.recv, None) if isinstance(m, Answers)))
+    assert [probed.tokens for probed in answers.probed] == [
+        tuple(continuation([1, 2], 4, "v2")),
+        tuple(continuation([3], 2, "v2")),
+    ]

@@ -20,6 +20,7 @@ from replicas.core import CoreLoad
 from replicas.core_host import Ready
 from replicas.engine_host import EngineFailed, EngineHost, core_environment
 from replicas.engine_spec import EngineSpec
+from replicas.messages import Probe
 
 EVENT_LOOPS = ["uvloop"]  # Ray Serve's; the connections' own tests take both
 
@@ -274,3 +275,30 @@ def test_vllm_starts_no_process_for_a_core_that_we_host():
 def test_replicas_build_vllms_core_unless_told_otherwise():
     fields = {field.name: field.default for field in msgspec.structs.fields(EngineSpec)}
     assert fields["core"] == "replicas.vllm_core:VllmCore"
+
+
+async def test_other_weights_are_loaded_and_probed(start, kind):
+    started = await start(kind, step_s=0.002, model="/models/v1", version="v1")
+    assert started.ready.checksum == "checksum of v1"
+    ended = await started.host.reload("/models/v2", "", 10.0)
+    assert (ended.checksum, ended.failure) == ("checksum of v2", "") and ended.token != started.ready.token
+    probe = Probe(prompt=(1, 2), max_tokens=3, logprobs=(-1.0,))
+    [probed] = await started.host.probe((probe,), 10.0)
+    assert probed.tokens == tuple(continuation([1, 2], 3, "v2")) and probed.logprobs == (-0.5,)
+    refused = await started.host.reload("/models/missing", "", 10.0)
+    assert not refused.touched and "missing" in refused.failure and started.failures == []
+
+
+async def test_a_reload_that_takes_too_long_is_given_up(start, kind):
+    started = await start(kind, reload_s=1.0)
+    with pytest.raises(EngineFailed, match=r"did not load other weights within 0\.2 s"):
+        await started.host.reload("/models/v2", "", 0.2)
+
+
+async def test_who_waits_for_a_reload_hears_of_the_cores_death(start):
+    started = await start("process", reload_s=20.0)
+    waiting = asyncio.ensure_future(started.host.reload("/models/v2", "", 60.0))
+    await asyncio.sleep(0.1)
+    os.kill(started.ready.pid, signal.SIGKILL)
+    with pytest.raises(EngineFailed, match="SIGKILL"):
+        await asyncio.wait_for(waiting, 10.0)

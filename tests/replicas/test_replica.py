@@ -51,7 +51,8 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
     def make(drain_s: float) -> Any:
         made: Any = Bare.__new__(Bare)
         made._spec = msgspec.structs.replace(spec(), drain_s=drain_s, hang_timeout_s=HANG_TIMEOUT_S)
-        made._host, made._changed = Host(), asyncio.Event()
+        made._host, made._changed, made._step_ended = Host(), asyncio.Event(), asyncio.Event()
+        made._swap = made._swapping = None
         made._reporting = asyncio.ensure_future(asyncio.sleep(60))
         made._stored, made._removed = [], []
         made._on_load(CoreLoad(1, 0, 0.1))
