@@ -22,7 +22,7 @@ NORMAL = NormalDist()
 FEWEST = 8  # values on each side below which ranks tell nothing
 SLOTS = 24  # at most, that a window is cut into: the longer it is, the longer a moment may last
 SLOTS_APART = 8  # where two times are compared, and a lasting moment of one of them is nowhere in the other
-MOMENT_BINS = 10  # of a slot there at least: what is a moment long would look like a difference that lasts
+MOMENT_BINS = 8  # of a slot there at least: what is a moment long would look like a difference that lasts
 PAIRED = 192  # values of a side of which all pairs are taken for the ratio
 
 
