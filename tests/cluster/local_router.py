@@ -10,8 +10,8 @@ import msgspec
 
 from cluster.batching import ContinuousBatcher, Policy
 from cluster.draining import DrainRequest
-from cluster.router import RouterState
 from cluster.router_link import RouterGone
+from cluster.router_state import RouterState
 from cluster.scaling_window import ScalingWindow
 from replicas.assignment import Assignment
 from replicas.messages import Inbox, LoadReport, Outbox, ReplicaInfo, Resync

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.batching import ContinuousBatcher, Policy
 from cluster.draining import DrainRequest
-from cluster.router import HEARTBEAT_TIMEOUT_S, RouterState
+from cluster.router_state import HEARTBEAT_TIMEOUT_S, RouterState
 from cluster.scaling_window import Decided, ScalingWindow
 from experts.placement import ShardPlacement
 from replicas.assignment import Assignment
