@@ -1,18 +1,18 @@
-"""Engine cores for test_sharded_engine.py: reads a JSON list of jobs from stdin, writes a JSON line for each to stdout.
+"""Engine cores for tests that shard experts: reads jobs from stdin, each a line of JSON, and answers each by a line.
 
 Not a test. One process imports vLLM once (~10 s) and forks a child per job: every engine gets a fresh process without
 threads, which is what forking its own workers needs.
 """
 
+import json
+import os
+import sys
 import time
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
 
-BORN = time.time()
-
-import json  # noqa: E402
-import os  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, TextIO  # noqa: E402
+FAILED = 3  # an exit code: there was no engine, or it broke
 
 # vLLM and OpenMP read these when they are imported.
 os.environ |= {
@@ -165,6 +165,7 @@ def run(job: dict[str, Any], reply: TextIO) -> None:
     Job: model, shards, expert_parallel (default; else each expert is split over them), fork (default; else spawn),
     prompts, max_tokens, damages (one more run for each), hold (seconds, at the end), bind (VLLM_CPU_OMP_THREADS_BIND;
     default: CPUs of its own for each shard), plan (file of an expert plan), capture (count by vLLM's own means, too).
+    The answer: what `result` below holds, or {"failed": true}; why is on stderr.
     """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
@@ -220,15 +221,19 @@ def main() -> None:
 
     reply = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM logs to stdout
-    reply.write(json.dumps({"import_s": time.time() - BORN}) + "\n")
-    reply.flush()
-    for job in json.load(sys.stdin):
+    for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            run(job, reply)
-            os._exit(0)  # no orderly shutdown (vLLM's takes 3-7 s): the kernel ends the workers
-        if os.waitpid(child, 0)[1] != 0 and "hold" not in job:  # a held engine is there to be killed
-            sys.exit(f"The engine's process failed on {job['model']} with {job['shards']} shards.")
+            # No orderly shutdown (vLLM's takes 3-7 s): the kernel ends the workers.
+            try:
+                run(json.loads(line), reply)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(FAILED)
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == FAILED:
+            reply.write(json.dumps({"failed": True}) + "\n")
+            reply.flush()
 
 
 if __name__ == "__main__":
