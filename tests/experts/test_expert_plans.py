@@ -36,17 +36,18 @@ def random_plan(number: int) -> PlacementPlan:
 
 @pytest.fixture(scope="module")
 def answers(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The whole model's, then each plan's: about 3 s an engine."""
+    """The whole model's, then each plan's: one engine loads its model by each of them."""
     folder = tmp_path_factory.mktemp("plans")
     sums = [f"{7 * i % 900}{'+-'[i % 2]}{13 * i % 700}" for i in range(60)]
     prompts = [[*encode_prompt([(USER, text)]), TOKEN_ID[THINK]] for text in sums]
     common = {"model": str(checkpoint_path()), "prompts": prompts, "max_tokens": MAX_TOKENS}
-    jobs = [common | {"shards": 1}]
-    for number in range(PLANS):
-        file = folder / f"{number}.json"
+    files = [folder / f"{number}.json" for number in range(PLANS)]
+    for number, file in enumerate(files):
         file.write_bytes(random_plan(number).to_json())
-        jobs.append(common | {"shards": SHARDS, "plan": str(file)})
-    return [engines.answer(job) for job in jobs]
+    first, *others = map(str, files)
+    whole = engines.answer(common | {"shards": 1})
+    placed = engines.answer(common | {"shards": SHARDS, "plan": first, "then": others})
+    return [whole, placed, *placed["then"]]
 
 
 @pytest.mark.parametrize("number", range(PLANS))
