@@ -2,7 +2,7 @@
 # file comparison. SERVE, PYTEST, SOAK and TRAIN take further arguments: make serve SERVE="--port 8001",
 # make test PYTEST="-k router", make soak SOAK="--seed 7", make train-tiny TRAIN="--seed 2".
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu serve test soak test-unit lint format train-tiny train-tiny-qat lock clean
+.PHONY: help setup setup-gpu serve test soak test-unit lint format train-tiny train-tiny-v2 train-tiny-qat lock clean
 SERVE ?=
 PYTEST ?=
 TRAIN ?=
@@ -10,7 +10,7 @@ SOAK ?=
 BIN := .venv/bin
 
 help: ## show these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## create .venv with the exact versions of requirements/cpu.lock (about 2 minutes, once)
 	@scripts/setup cpu
@@ -48,6 +48,13 @@ train-tiny: ## train the embedded model anew into build/tiny_r1/checkpoint (minu
 	@scripts/setup $$(cat .venv/moray-kind 2>/dev/null || echo cpu)
 	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1 --device cuda --tokens 540e6 --workers 14 $(TRAIN)
 	$(BIN)/python -m experts.tiny_r1.export --model build/tiny_r1/model.pt --out build/tiny_r1/checkpoint
+
+train-tiny-v2: ## teach the embedded model five digits, from its version v1, into build/tiny_r1_v2/checkpoint (10 minutes on a CPU)
+	@scripts/setup $$(cat .venv/moray-kind 2>/dev/null || echo cpu)
+	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1_v2 --device cpu --warm-start experts/tiny_r1/versions/v1 \
+	  --stage five_digits --tokens 1.8e6 --tokens-per-batch 8192 --learning-rate 1e-3 --warmup-steps 20 \
+	  --decay-from 0.3 --held-out 300 --log-every 10 --seed 2 $(TRAIN)
+	$(BIN)/python -m experts.tiny_r1.export --model build/tiny_r1_v2/model.pt --out build/tiny_r1_v2/checkpoint
 
 train-tiny-qat: ## fine-tune the embedded model for int8 into build/tiny_r1_qat/checkpoint (4 minutes on a CPU)
 	@scripts/setup $$(cat .venv/moray-kind 2>/dev/null || echo cpu)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cluster.config import Settings, load
+from cluster.start_failure import cause_of
 from replicas.engine_spec import EngineSpec
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
     assert engine.device != "auto", "settings must be resolved"
     return EngineSpec(
         model=model.served_name,
+        version=model.version_name,
         engine_args=args | dict(engine.extra),
         host=engine.host,
         device=engine.device,
@@ -212,6 +214,8 @@ def application(settings: Settings) -> "Application":
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=settings.replicas.drain_s,
         max_constructor_retry_count=2,
+        # A change of it starts a rollout and restarts nothing (ops/rollout/wanted.py).
+        user_config={"version": engine.version} if engine.version else None,
     )
     return gateway.bind(msgspec.json.encode(gateway_spec(settings)).decode(), replica)
 
@@ -299,7 +303,8 @@ def _deploy(settings: Settings, report: Report) -> None:
 
     def deploy() -> None:
         try:
-            serve.run(application(settings), name=APPLICATION, route_prefix="/")
+            by_hand = not settings.autoscaling.on  # for rollouts that add replicas; where it is on, its policy does
+            serve.run(application(settings), name=APPLICATION, route_prefix="/", external_scaler_enabled=by_hand)
             outcome.append(None)
         except BaseException as error:
             outcome.append(error)
@@ -336,13 +341,10 @@ def _progress() -> str:
 
 
 def _failure() -> str:
-    """The cause of a failed start in one line, out of the traceback in Serve's message."""
+    """The cause of a failed start in one line."""
     for name, deployment in _deployments().items():
-        message = deployment.message or ""
-        if "Traceback" in message or "failed to start" in message.lower():
-            lines = [line.strip() for line in message.splitlines() if line.strip()]
-            causes = [line for line in lines if "Error" in line or "EngineFailed" in line or "Unknown" in line]
-            return f"{name} did not start: {causes[-1] if causes else lines[-1]}"
+        if cause := cause_of(deployment.message or ""):
+            return f"{name} did not start: {cause}"
     return ""
 
 

@@ -4,7 +4,7 @@ Pure by contract: no clock (times are seconds on the caller's clock), no I/O, no
 the real one; `peers` holds the policies that others use, for comparison.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from replicas.messages import Denial, Grant, LoadReport, Released, ReplicaInfo, Ticket
@@ -52,6 +52,14 @@ class Batcher(Protocol):
 
     def report(self, load: LoadReport, now: float) -> bool:
         """Takes a load report; False if that replica, in that epoch, is not known here."""
+        ...
+
+    def set_traffic(self, shares: Mapping[str, float] | None, stable: str = "") -> None:
+        """Shares of unstarted requests by model version; None: by the number of replicas of each.
+
+        `stable`: the version whose sessions make way for a growing share of another. A policy that binds on arrival
+        has no versions but those of its replicas, and no shares.
+        """
         ...
 
     # -- requests

@@ -21,7 +21,7 @@ from cluster.batcher import Decision, ReplicaView, WaitingView
 from cluster.outcomes import Ending
 from cluster.output_length import OutputLength
 from cluster.pools import Pool, Pools
-from cluster.prefix_index import Match, PrefixIndex
+from cluster.prefix_index import NOBODY, Match
 from cluster.replica_room import LOWER_CLASSES, ReplicaRoom
 from cluster.waiting import TokenCounters, Waiting, WaitingQueue
 from replicas.messages import Denial, Grant, LoadReport, Released, ReplicaInfo, Ticket
@@ -30,7 +30,11 @@ LOOK_AT = 8  # replicas that are tried for a ticket whose KV does not fit the fi
 PARK_TOKENS = 256  # cached prompt tokens that are worth waiting for
 PARK_S = 0.2  # and for how long, where no deadline says
 PARK_SHARE = 0.5  # of the time that is left to start elsewhere, where one does: that may have its queue too
+MIRROR_WAIT_S = 1.0  # a copy that found no room in this time is dropped
+MIRRORS = 256  # copies that may wait, over all versions
 BETTER_CLASS_S = 60.0  # a better priority class keeps its reserve for so long after its last request
+
+NOWHERE = Match(0, NOBODY)  # a prompt of which nobody holds a beginning
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class ContinuousBatcher:
         self._pools = Pools(lambda: WaitingQueue(self._counters, policy.starvation_s))
         self._placed: dict[str, _Placed] = {}  # where its owner has it, which may be a replica that has left
         self._lengths = OutputLength()
-        self._prefixes = PrefixIndex()
         self._last_of_class: dict[int, float] = {}  # priority -> when a request of it came last
+        self._mirrors: dict[str, Waiting] = {}  # copies that wait, in order of arrival; in no queue, and no count
 
     # -- replicas -----------------------------------------------------------------------------------------------------
 
@@ -73,10 +77,8 @@ class ContinuousBatcher:
         if known is not None:
             if known.info.epoch >= info.epoch:
                 return
-            self._pools.leave(known, 0.0)
+            self._pools.leave(known, None)
         room = self._pools.join(info)
-        capacity = info.capacity
-        self._prefixes.join(info.replica_id, capacity.block_tokens, capacity.kv_tokens // capacity.block_tokens)
         for request_id, placed in self._placed.items():
             if (placed.replica_id, placed.epoch) == (info.replica_id, info.epoch):
                 room.take(request_id, self._kv_tokens(placed.ticket, info), 0)
@@ -92,15 +94,13 @@ class ContinuousBatcher:
         if room is None:
             return False
         self._pools.leave(room, now)
-        self._prefixes.leave(replica_id)
         return True
 
     def drain(self, replica_id: str, epoch: int) -> bool:
         """Nothing more is granted to it; what runs there goes on. False: that life of it is not known."""
         if (room := self._pools.known(replica_id, epoch)) is None:
             return False
-        room.draining = True
-        self._pools.unpark(room)
+        self._pools.drain(room)
         return True
 
     def report(self, load: LoadReport, now: float) -> bool:
@@ -110,26 +110,28 @@ class ContinuousBatcher:
             return False
         room.load = load
         room.fit.learn(load.work)
-        self._pools.of(room).list_ready(room)
-        self._prefixes.events(load.replica_id, load.stored, load.removed)
+        pool = self._pools.of(room)
+        pool.list_ready(room)
+        pool.prefixes.events(load.replica_id, load.stored, load.removed)
         return True
 
-    def set_traffic(self, weights: Mapping[str, float] | None) -> None:
-        """Shares of unstarted requests by model version; None: by the number of replicas of each."""
-        self._pools.set_traffic(weights)
+    def set_traffic(self, shares: Mapping[str, float] | None, stable: str = "") -> None:
+        """See `Pools.set_traffic`."""
+        self._pools.set_traffic(shares, stable)
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def submit(self, owner: str, ticket: Ticket, now: float) -> int:
         if ticket.request_id in self._pools or ticket.request_id in self._placed:
             return 0
+        if ticket.mirror:
+            self._mirrors.setdefault(ticket.request_id, Waiting(owner, ticket, now, ticket.prompt_tokens))
+            return 0
         pool = self._pools.route(ticket)
         if self._policy.cold_start and not pool.replicas:
             ticket = msgspec.structs.replace(ticket, ttft_s=None)
-        waiting = Waiting(owner, ticket, now, ticket.prompt_tokens)
-        if ticket.blocks:
-            waiting.anchors = self._prefixes.anchors(ticket)
-            waiting.prefill = max(ticket.prompt_tokens - self._prefixes.longest(waiting.anchors).tokens, 1)
+        anchors, prefill = self._pools.prefill(pool, ticket)
+        waiting = Waiting(owner, ticket, now, prefill, anchors)
         if ticket.ttft_s is not None and not ticket.resumed:
             soonest = pool.last.first_token_s(waiting.prefill, now) if pool.last else 0.0
             waiting.latest_start = now + ticket.ttft_s - soonest
@@ -155,11 +157,13 @@ class ContinuousBatcher:
         """A request ended, was cancelled, or lost its replica: it neither waits nor runs any more."""
         request_id = released.request_id
         self._pools.remove(request_id)
+        self._mirrors.pop(request_id, None)
         if (placed := self._placed.pop(request_id, None)) is None:
             return
         ticket = placed.ticket
-        self._counters.charge(ticket.tenant.name, ticket.tenant.weight, released.output_tokens)
-        if released.whole:
+        if not ticket.mirror:
+            self._counters.charge(ticket.tenant.name, ticket.tenant.weight, released.output_tokens)
+        if released.whole and not ticket.mirror:
             self._lengths.learn(ticket.tenant.name, ticket.prompt_tokens, released.output_tokens)
         if (room := self._pools.known(placed.replica_id, placed.epoch)) is not None:
             room.release(request_id)
@@ -168,6 +172,7 @@ class ContinuousBatcher:
     def forget_owner(self, owner: str) -> None:
         """A gateway is gone: so are its requests."""
         gone = [w.request_id for pool in self._pools for w in pool.queue if w.owner == owner]
+        gone += [request_id for request_id, waiting in self._mirrors.items() if waiting.owner == owner]
         gone += [request_id for request_id, placed in self._placed.items() if placed.owner == owner]
         for request_id in gone:
             self.release(Released(request_id=request_id))
@@ -178,8 +183,9 @@ class ContinuousBatcher:
         """Grants what has room now, in order; denies what cannot be had in time."""
         decision = Decision([], [])
         for pool in self._pools:
-            if not pool.replicas:
+            if not pool.taking:
                 self._give_up(pool, now, decision)
+            if not pool.replicas:
                 continue
             for waiting in pool.queue.late(now):
                 self._deny(pool, waiting, Ending.TOO_LATE, decision)
@@ -187,12 +193,23 @@ class ContinuousBatcher:
                 pool.wake(now)
                 self._grant_parked(pool, now, decision)
                 self._grant_in_order(pool, now, decision)
+        if self._mirrors:
+            self._grant_mirrors(now, decision)
         return decision
 
     def _give_up(self, pool: Pool, now: float, decision: Decision) -> None:
+        """Denies who has waited long enough where nobody takes requests.
+
+        While a replica drains there, an unstarted ticket waits on: it is there because nobody else takes any either.
+        """
+        if pool.without_since is None:
+            pool.without_since = now
         for waiting in list(pool.queue):
+            if pool.replicas and not waiting.ticket.version:
+                continue
             if now - max(waiting.since, pool.without_since) >= self._policy.no_replica_wait_s:
-                self._deny(pool, waiting, Ending.NO_REPLICA, decision)
+                gone = waiting.ticket.version and self._pools.serving
+                self._deny(pool, waiting, Ending.VERSION_GONE if gone else Ending.NO_REPLICA, decision)
 
     def _deny(self, pool: Pool, waiting: Waiting, ending: Ending, decision: Decision) -> None:
         self._pools.remove(waiting.request_id)
@@ -205,17 +222,33 @@ class ContinuousBatcher:
         while (waiting := pool.queue.head(now)) is not None:
             ticket = waiting.ticket
             share = LOWER_CLASSES if ticket.priority > best and not ticket.resumed else 1.0
-            match = self._prefixes.longest(waiting.anchors)
+            match = pool.prefixes.longest(waiting.anchors)
             room = self._pick(pool, waiting, match, now, share)
             if room is None:
                 return
-            if self._comes_too_late(room, waiting, now):
+            if self._comes_too_late(pool, room, waiting, now):
                 self._deny(pool, waiting, Ending.TOO_LATE, decision)
                 continue
             if (holder := self._worth_waiting_for(pool, waiting, match, room, now)) is not None:
                 pool.parked.setdefault(holder, {})[ticket.request_id] = waiting
                 continue
             self._grant(pool, waiting, room, now, decision)
+
+    def _grant_mirrors(self, now: float, decision: Decision) -> None:
+        """Copies get what room is left where nobody waits, at once or not at all."""
+        for request_id, waiting in list(self._mirrors.items()):
+            pool, room = self._pools.of_version(waiting.ticket.version), None
+            if pool is not None and not len(pool.queue):
+                pool.wake(now)
+                room = self._pick(pool, waiting, NOWHERE, now, LOWER_CLASSES)
+            if pool is not None and room is not None:
+                self._grant(pool, waiting, room, now, decision)
+            elif now - waiting.since >= MIRROR_WAIT_S or len(self._mirrors) > MIRRORS:
+                denial = Denial(request_id=request_id, ending=Ending.TOO_LATE.name, mirror=True)
+                decision.denials.append((waiting.owner, denial))
+            else:
+                return  # it goes first; the rest have come later
+            del self._mirrors[request_id]
 
     def _pick(self, pool: Pool, waiting: Waiting, match: Match, now: float, share: float) -> ReplicaRoom | None:
         """A replica with room for it now: one that holds its beginning, else the least loaded one."""
@@ -237,11 +270,11 @@ class ContinuousBatcher:
             ready.close()  # type: ignore[attr-defined]  # a generator
         return least_loaded
 
-    def _comes_too_late(self, room: ReplicaRoom, waiting: Waiting, now: float) -> bool:
+    def _comes_too_late(self, pool: Pool, room: ReplicaRoom, waiting: Waiting, now: float) -> bool:
         ticket = waiting.ticket
         if ticket.ttft_s is None or ticket.resumed:
             return False
-        return now + room.first_token_s(self._prefill(room, waiting), now) > waiting.since + ticket.ttft_s
+        return now + room.first_token_s(_prefill(pool, room, waiting), now) > waiting.since + ticket.ttft_s
 
     def _fits(self, room: ReplicaRoom, ticket: Ticket, now: float, share: float) -> bool:
         return room.is_ready(now, self._policy.tpot_s, share) and room.has_kv(self._kv_tokens(ticket, room.info), share)
@@ -253,7 +286,7 @@ class ContinuousBatcher:
         ticket = waiting.ticket
         if match.tokens < PARK_TOKENS or waiting.parked_until or ticket.resumed:
             return None
-        here = self._prefixes.matched(room.info.replica_id, waiting.anchors)
+        here = pool.prefixes.matched(room.info.replica_id, waiting.anchors)
         if match.tokens - here < PARK_TOKENS or pool.queue.is_starving(waiting, now):
             return None
         some = islice(match.holders, LOOK_AT)
@@ -292,13 +325,13 @@ class ContinuousBatcher:
         ticket, info = waiting.ticket, room.info
         self._pools.remove(ticket.request_id)
         grant = Grant(request_id=ticket.request_id, replica_id=info.replica_id, epoch=info.epoch)
-        prefill = self._prefill(room, waiting)
+        prefill = _prefill(pool, room, waiting)
         room.expect(ticket.request_id, prefill, now)
         self._place(waiting.owner, ticket, grant, prefill)
-        self._prefixes.add(info.replica_id, waiting.anchors.blocks)
+        pool.prefixes.add(info.replica_id, waiting.anchors.blocks)
         room.pace(prefill, now, self._policy.tpot_s)
-        self._counters.charge(ticket.tenant.name, ticket.tenant.weight, prefill)
-        pool.granted += 1
+        if not ticket.mirror:
+            self._counters.charge(ticket.tenant.name, ticket.tenant.weight, prefill)
         pool.last = room
         pool.drain_rate.add(prefill, now)
         decision.grants.append((waiting.owner, grant))
@@ -308,11 +341,6 @@ class ContinuousBatcher:
         if room := self._pools.known(grant.replica_id, grant.epoch):
             room.take(ticket.request_id, self._kv_tokens(ticket, room.info), prefill)
             self._pools.of(room).list_ready(room)
-
-    def _prefill(self, room: ReplicaRoom, waiting: Waiting) -> int:
-        """Prompt tokens that the replica would have to compute."""
-        cached = self._prefixes.matched(room.info.replica_id, waiting.anchors) if waiting.anchors.blocks else 0
-        return max(waiting.ticket.prompt_tokens - cached, 1)
 
     def _kv_tokens(self, ticket: Ticket, info: ReplicaInfo) -> int:
         """KV tokens to reserve: the prompt and the expected growth, in whole blocks."""
@@ -348,3 +376,9 @@ class ContinuousBatcher:
     def running_on(self, replica_id: str) -> list[tuple[str, str]]:
         """(owner, request id) of what is granted there and not released."""
         return [(placed.owner, r) for r, placed in self._placed.items() if placed.replica_id == replica_id]
+
+
+def _prefill(pool: Pool, room: ReplicaRoom, waiting: Waiting) -> int:
+    """Prompt tokens that the replica would have to compute."""
+    cached = pool.prefixes.matched(room.info.replica_id, waiting.anchors) if waiting.anchors.blocks else 0
+    return max(waiting.ticket.prompt_tokens - cached, 1)

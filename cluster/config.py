@@ -21,8 +21,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from cluster.model_settings import PROFILES
 from cluster.resolution import contradictions, lacking, resolve
-from cluster.settings import PROFILES, Machine, Settings
+from cluster.settings import Machine, Settings
 from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA
 
 __all__ = ["ConfigError", "Loaded", "Machine", "Settings", "load", "setting_keys", "this_machine"]
@@ -37,10 +38,12 @@ _NOT_SETTINGS = frozenset(
 # Paths that are taken from the settings file's directory, or the caller's.
 _PATHS = (
     ("model", "path"),
+    ("model", "store"),
     ("experts", "plan"),
     ("gateway", "keys_file"),
     ("alarms", "state_path"),
     ("alarms", "record_path"),
+    ("rollout", "audit_path"),
 )
 # Kubernetes gives every pod such variables for a Service named moray or moray-…
 _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")

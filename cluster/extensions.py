@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 # Each is called as start(settings) beside the router's start: detached actors.
 COMPANIONS: tuple[str, ...] = ("ops.controller.start:start",)
 # Each is called as add(app, context) on the gateway's event loop, before it serves its first request.
-GATEWAY_ROUTES: tuple[str, ...] = ("ops.console.routes:add", "ops.controller.routes:add")
+GATEWAY_ROUTES: tuple[str, ...] = (
+    "ops.console.routes:add",
+    "ops.controller.routes:add",
+    "ops.rollout.routes:add",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class GatewayContext:
     core: Any  # its ClusterCore, which this module may not import: that would bring vLLM to whoever starts the app
     journal: Journal  # tells its listeners of each request that ended
     require_operator: Callable[["Request"], None]  # HTTPException 403 unless an operator's key asks; see Gateway
+    wanted: Callable[[], str] = str  # the deployment's user_config as JSON; "": it has none
 
 
 def start_companions(settings: "Settings") -> None:

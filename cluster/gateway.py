@@ -6,8 +6,10 @@ reasoning and tool parsers, structured output's request side, SSE.
 
 import asyncio
 import gc
+import json
 import os
 import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,11 +63,20 @@ class Gateway:
         self._spec = msgspec.json.decode(spec_json, type=GatewaySpec)
         # Requests do not go through Serve's handle; holding it makes the replicas part of this application.
         self._replicas = replicas
+        self._wanted = ""
+
+    def reconfigure(self, user_config: Any) -> None:
+        """Serve's call, at the start and when the deployment's user_config has changed: nothing is restarted for it.
+
+        What it says is the controller's affair (ops/rollout/wanted.py). Nothing is raised here: Serve would replace
+        this gateway for it.
+        """
+        self._wanted = json.dumps(user_config, sort_keys=True, default=str)
 
     async def __serve_build_asgi_app__(self) -> Any:
         _prepare_environment(self._spec.engine)
         cork_http()
-        return await build_app(self._spec, RayRouterLink(self._spec.engine.model))
+        return await build_app(self._spec, RayRouterLink(self._spec.engine.model), lambda: self._wanted)
 
 
 def _prepare_environment(spec: EngineSpec) -> None:
@@ -75,8 +86,11 @@ def _prepare_environment(spec: EngineSpec) -> None:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # the gateway computes no tensors
 
 
-async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
-    """vLLM's OpenAI app (vllm/entrypoints/launchers/app.py) over an AsyncLLM whose engine core is the cluster."""
+async def build_app(spec: GatewaySpec, router: RayRouterLink, wanted: Callable[[], str] = str) -> Any:
+    """vLLM's OpenAI app (vllm/entrypoints/launchers/app.py) over an AsyncLLM whose engine core is the cluster.
+
+    `wanted`: the deployment's user_config as JSON, "" without one.
+    """
     keys = KeyFile(Path(spec.keys_file)) if spec.keys_file else None  # first: it fails in no time
     import anyio._backends._asyncio  # noqa: F401  # else the first stream would, and stand still for it
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -131,7 +145,8 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink) -> Any:
     tasks = ("generate",)
     app = vllm_app(args, tasks, config.model_config)
     await init_app_state(llm, app.state, args, tasks)
-    context = GatewayContext(spec.engine.model, gateway, router, core, journal, partial(_require_operator, spec))
+    may_command = partial(_require_operator, spec)
+    context = GatewayContext(spec.engine.model, gateway, router, core, journal, may_command, wanted)
     _add_own_routes(app, spec, router, core)
     add_routes(app, context)
     _adapt(app, spec)

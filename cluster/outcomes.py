@@ -16,6 +16,11 @@ class Ending(enum.Enum):
 
     NO_REPLICA = (503, "ServiceUnavailableError", "No replica of the model is ready; try again.")
     LOST = (503, "ServiceUnavailableError", "The replica was lost and none came back in time; try again.")
+    VERSION_GONE = (
+        503,
+        "ServiceUnavailableError",
+        "The model version that it began on is served no more, and it goes on with no other; send it again.",
+    )
     QUARANTINED = (
         500,
         "InternalServerError",

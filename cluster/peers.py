@@ -6,7 +6,7 @@ shed. They know what such a router knows: what it has sent and seen end, and the
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -98,6 +98,9 @@ class BindOnArrival:
         peer.load = load
         return True
 
+    def set_traffic(self, shares: Mapping[str, float] | None, stable: str = "") -> None:
+        """Nothing: these routers share no traffic among versions."""
+
     def _known(self, replica_id: str, epoch: int) -> Peer | None:
         peer = self._peers.get(replica_id)
         return peer if peer is not None and peer.info.epoch == epoch else None
@@ -142,22 +145,21 @@ class BindOnArrival:
 
     def decide(self, now: float) -> Decision:
         decision = Decision([], [])
-        if not self._waiting:
-            return decision
-        if not self._candidates:
-            for request_id, (owner, _, since) in list(self._waiting.items()):
-                if now - since >= self._no_replica_wait_s:
-                    del self._waiting[request_id]
-                    decision.denials.append((owner, Denial(request_id=request_id, ending=Ending.NO_REPLICA.name)))
-            return decision
-        for owner, ticket, _ in self._waiting.values():
-            peer = self.choose(ticket, self._candidates)
-            info = peer.info
-            grant = Grant(request_id=ticket.request_id, replica_id=info.replica_id, epoch=info.epoch)
-            self._place(owner, ticket, grant)
-            self.sent(ticket, peer)
-            decision.grants.append((owner, grant))
-        self._waiting.clear()
+        for request_id, (owner, ticket, since) in list(self._waiting.items()):
+            among = self._candidates
+            if ticket.version:  # it has started there
+                among = [peer for peer in among if peer.info.version == ticket.version]
+            if among:
+                peer = self.choose(ticket, among)
+                grant = Grant(request_id=request_id, replica_id=peer.info.replica_id, epoch=peer.info.epoch)
+                self._place(owner, ticket, grant)
+                self.sent(ticket, peer)
+                decision.grants.append((owner, grant))
+            elif now - since >= self._no_replica_wait_s:
+                decision.denials.append((owner, Denial(request_id=request_id, ending=Ending.NO_REPLICA.name)))
+            else:
+                continue
+            del self._waiting[request_id]
         return decision
 
     def _place(self, owner: str, ticket: Ticket, grant: Grant) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.model_settings import Model
 from cluster.settings import Gateway, Machine, Settings
 
 # With so many CPUs or fewer, gateway, proxy, router and client want the CPU that the engine is on.
@@ -77,6 +78,7 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
         update={
             "model": model.model_copy(
                 update={
+                    "version": filled("model.version", model.version, None, model.version_name or None, which),
                     "name": filled("model.name", model.name, None, model.served_name, which),
                     "dtype": filled(
                         "model.dtype", model.dtype, "auto", "float32" if embedded and on_cpu else "auto", which
@@ -133,7 +135,7 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
     shards, count = settings.experts.shards, settings.most_replicas
     if settings.ray.address is None and settings.ray.dashboard and settings.gateway.port == settings.ray.dashboard_port:
         found.append(f"gateway.port and ray.dashboard_port are both {settings.gateway.port}: choose another for one")
-    found += _open_to_others(settings.gateway)
+    found += _open_to_others(settings.gateway) + _versions(settings.model)
     if settings.engine.own_cpu and (
         settings.engine.device != "cpu" or machine.cpus < 2 or not _has_one_engine_here(settings, shards)
     ):
@@ -155,6 +157,21 @@ def contradictions(settings: Settings, machine: Machine) -> list[str]:
             "leave engine.host on process, or set experts.expert_parallel to 1"
         )
     return found + _autoscaling(settings)
+
+
+def _versions(model: Model) -> list[str]:
+    if model.path is not None and (model.store or model.version):
+        which = "model.store" if model.store else "model.version"
+        return [
+            f"model.path and {which} are both set, but a directory of model.path has no versions: set one of the two; "
+            f"`moray model add {model.path} --store DIR --version v1` makes a version of it"
+        ]
+    if model.store is not None and model.version is None:
+        return [
+            f"model.store is set, but not which version a new cluster serves: set model.version; "
+            f"`moray model list --store {model.store}` shows them"
+        ]
+    return []
 
 
 def _autoscaling(settings: Settings) -> list[str]:
@@ -185,7 +202,7 @@ def lacking(settings: Settings, machine: Machine) -> list[str]:
     if settings.model.profile is not None and settings.model.embedded:
         found.append(
             f"model.profile is {settings.model.profile}, but no model is given: name its checkpoint by model.path "
-            "(--model DIR); the embedded model needs no profile"
+            "(--model DIR) or model.store; the embedded model needs no profile"
         )
     if settings.ray.address is None:
         found += _beyond_this_machine(settings, machine)

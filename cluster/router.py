@@ -28,7 +28,18 @@ from cluster.router_metrics import Queue, RouterMetrics, Tally
 from cluster.router_status import of_replica, state_of
 from cluster.scaling_window import Decided, Report, ScalingWindow, status
 from cluster.vitals import Vitals, vitals
-from replicas.messages import Denial, ExpertLoad, Grant, Inbox, LoadReport, Outbox, ReplicaInfo, Resync, RouterAddress
+from replicas.messages import (
+    Denial,
+    ExpertLoad,
+    Grant,
+    Inbox,
+    LoadReport,
+    Outbox,
+    ReplicaInfo,
+    Resync,
+    RouterAddress,
+    Ticket,
+)
 from replicas.router_handle import NAMESPACE, actor_name
 from replicas.wire import Connection, Kind
 
@@ -164,10 +175,10 @@ class RouterState:
             self.forget(gateway)
             self._gateways[gateway] = outbox.metrics
             for ticket, grant in outbox.running:
-                self._quotas.adopt(gateway, ticket, now)
+                self._adopt_quota(gateway, ticket, now)
                 self._batcher.adopt(gateway, ticket, grant)
             for ticket in outbox.waiting:
-                self._quotas.adopt(gateway, ticket, now)
+                self._adopt_quota(gateway, ticket, now)
                 self._batcher.submit(gateway, ticket, now)
             return
         if self._window is not None:
@@ -181,6 +192,9 @@ class RouterState:
             self._batcher.release(released)
         for ticket in outbox.tickets:
             prompt_tokens = ticket.prompt_tokens
+            if ticket.mirror:
+                self._batcher.submit(gateway, ticket, now)
+                continue
             if self._batcher.queued >= self._max_queue and not ticket.resumed:
                 self._deny(gateway, Denial(request_id=ticket.request_id, ending=Ending.QUEUE_FULL.name))
             elif refused := self._quotas.admit(gateway, ticket, now):
@@ -190,6 +204,10 @@ class RouterState:
                 prompt_tokens = self._batcher.submit(gateway, ticket, now)
             if self._window is not None and not ticket.resumed:
                 self._window.arrived(prompt_tokens, self._batcher.expected_output(ticket))
+
+    def _adopt_quota(self, gateway: str, ticket: Ticket, now: float) -> None:
+        if not ticket.mirror:
+            self._quotas.adopt(gateway, ticket, now)
 
     def decide(self, now: float) -> None:
         """Lets the batcher decide; `collect` gives each gateway what is its."""
@@ -209,7 +227,8 @@ class RouterState:
             self._window.waits(self._batcher.queued, self._batcher.queued_tokens)
 
     def _deny(self, gateway: str, denial: Denial) -> None:
-        self.tally.denials[denial.ending] += 1
+        if not denial.mirror:
+            self.tally.denials[denial.ending] += 1
         self._denials.setdefault(gateway, []).append(denial)
 
     def forget(self, gateway: str) -> None:

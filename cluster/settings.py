@@ -17,11 +17,10 @@ from pydantic import Field, field_validator
 
 from cluster.alarm_settings import Alarms
 from cluster.autoscaling_settings import Autoscaling
+from cluster.model_settings import Model
 from cluster.policies import CONTINUOUS, POLICIES
+from cluster.rollout_settings import Rollout
 from cluster.settings_group import Group as _Group
-
-EMBEDDED_NAME = "tiny-r1"
-PROFILES = ("7b", "16b", "32b")  # cluster/profiles/*.yaml
 
 
 @dataclass(frozen=True)
@@ -30,72 +29,6 @@ class Machine:
 
     cpus: int
     gpus: int
-
-
-class Model(_Group):
-    """Which model is served, and how its answers are parsed."""
-
-    profile: str | None = Field(
-        None,
-        description="Settings for a tier's checkpoint on 8 A100-80GB, under all others that are given: "
-        + ", ".join(PROFILES)
-        + ". `moray plan profile` makes some for other models and GPUs. null: none.",
-    )
-    path: Path | None = Field(
-        None,
-        description="Directory of a Hugging Face checkpoint. A relative path in a YAML file is taken from that file's "
-        "directory. null: the embedded model, tiny-r1.",
-    )
-    name: str | None = Field(
-        None,
-        min_length=1,
-        description="The model's name in the API. null: tiny-r1 for the embedded model, else the directory's name.",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="Number format of weights and activations. auto: float32 for the embedded model on a CPU (bfloat16 "
-        "changes its tokens with the order of the shards' sums), else vLLM's choice from config.json.",
-    )
-    max_model_len: int | None = Field(
-        None, ge=1, description="Longest prompt plus answer, tokens. null: what the model's config.json allows."
-    )
-    reasoning_parser: str | None = Field(
-        None,
-        description="vLLM's parser that separates the thinking from the answer. null: deepseek_r1 for the embedded "
-        "model, none for another. 'none' turns it off.",
-    )
-    tool_call_parser: str | None = Field(
-        None, description="vLLM's parser for tool calls, e.g. hermes. null: tool calls are not parsed."
-    )
-
-    @field_validator("profile")
-    @classmethod
-    def _known(cls, profile: str | None) -> str | None:
-        if profile is not None and profile not in PROFILES:
-            raise ValueError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}")
-        return profile
-
-    @property
-    def embedded(self) -> bool:
-        return self.path is None
-
-    @property
-    def served_name(self) -> str:
-        return self.name or (EMBEDDED_NAME if self.path is None else self.path.name)
-
-    @property
-    def directory(self) -> Path:
-        """The checkpoint's directory, the embedded one's included."""
-        if self.path is not None:
-            return self.path
-        from experts.tiny_r1 import checkpoint_path
-
-        return Path(checkpoint_path())
-
-    @property
-    def enable_auto_tool_choice(self) -> bool:
-        """Follows from the parser: vLLM refuses one without the other."""
-        return self.tool_call_parser is not None
 
 
 class Engine(_Group):
@@ -388,6 +321,7 @@ class Settings(_Group):
     autoscaling: Autoscaling = Autoscaling()
     metrics: Metrics = Metrics()
     alarms: Alarms = Alarms()
+    rollout: Rollout = Rollout()
     ray: Ray = Ray()
     log: Log = Log()
 

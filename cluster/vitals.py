@@ -4,6 +4,7 @@ import msgspec
 
 from cluster.batcher import Batcher
 from cluster.router_metrics import Tally
+from replicas.messages import SwapReport
 
 
 class ReplicaVitals(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,6 +16,14 @@ class ReplicaVitals(msgspec.Struct, frozen=True, kw_only=True):
     actor_name: str  # of its Ray actor, in Serve's namespace; "": not known
     draining: bool
     granted: int  # requests that it has and that were not released
+    directory: str = ""  # that its weights were loaded from; "": not told
+    checksum: str = ""  # digest of its loaded weights; "": not known
+    swap: SwapReport | None = None  # the one under way, from the command on, or else the last one that it told of
+
+    @property
+    def swapping(self) -> bool:
+        """It is being changed on purpose: neither its silence nor its standing still is a fault."""
+        return self.swap is not None and not self.swap.ended
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +33,9 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     granted: int  # grants since the start
     lost: int  # replicas lost since the start: gone without a word, not scaled in or stopped
     replicas: tuple[ReplicaVitals, ...]
+    assignment_revision: int = 0  # of the Assignment that traffic follows; 0: none
+    waiting_by_version: dict[str, int] = {}  # tickets of requests that have started, by the version that they wait for
+    started_by_version: dict[str, int] = {}  # requests granted and not released, by the version they run on
 
 
 def vitals(batcher: Batcher, tally: Tally) -> Vitals:

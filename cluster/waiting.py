@@ -120,6 +120,12 @@ class WaitingQueue:
         heapq.heappush(heap, (waiting.prefill, self._arrivals, waiting))
         self._arrivals += 1
 
+    def sort_by_arrival(self) -> None:
+        """Some have come from another queue: whoever has waited longest is the first again."""
+        for one in (self._resumed, self._fresh):
+            for waiting in sorted(one.values(), key=lambda waiting: waiting.since):
+                one.move_to_end(waiting.request_id)
+
     def remove(self, request_id: str) -> Waiting | None:
         """Takes a ticket out, granted or withdrawn; None if it does not wait here."""
         waiting = self._resumed.pop(request_id, None) or self._fresh.pop(request_id, None)

@@ -20,8 +20,10 @@ from ops import metrics_reference as metrics
 from ops import quantize as quantizing
 from ops.drill import cli as drilling
 from ops.errors import UserError
+from ops.models import cli as modelling
 from ops.options import ApiKey, AsJson, Config, WhichPort
 from ops.planner import cli as planner
+from ops.rollout import cli as rolling
 from ops.simulate import cli as simulation
 from ops.soak import cli as soaking
 
@@ -282,7 +284,9 @@ def doctor(
 
 app.add_typer(drilling.app, name="drill")
 app.add_typer(keys.app, name="key")
+app.add_typer(modelling.app, name="model")
 app.add_typer(planner.app, name="plan")
+app.add_typer(rolling.app, name="rollout")
 app.command(epilog=alarming.EXAMPLES)(alarming.alarms)
 app.command("metrics", epilog=metrics.EXAMPLES)(metrics.reference)
 app.command(epilog=quantizing.EXAMPLES)(quantizing.quantize)

@@ -17,7 +17,13 @@ from pathlib import Path
 
 from cluster.config import Settings, this_machine
 from ops.session import PortTakenError, check_port
-from replicas.model_directory import NO_INT8_KERNEL, check_context, has_zentorch, runs_int8_experts
+from replicas.model_directory import (
+    NO_INT8_KERNEL,
+    check_context,
+    check_version,
+    has_zentorch,
+    runs_int8_experts,
+)
 from replicas.model_directory import check as check_model
 
 _GIB = 2**30
@@ -216,8 +222,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 
 def _model(settings: Settings) -> Iterator[Finding]:
-    directory = settings.model.directory
-    problems = check_model(directory, settings.experts.shards)
+    directory, store = settings.model.directory, settings.model.store_directory
+    problems = check_version(store, settings.model.version_name) if store is not None else []
+    problems = problems or check_model(directory, settings.experts.shards)
     problems = problems or check_context(
         directory, settings.model.max_model_len, settings.engine.extra.get("hf_overrides") or {}
     )

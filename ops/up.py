@@ -21,7 +21,14 @@ from ops.errors import UserError
 from ops.progress import Stages
 from ops.session import Record, Session, check_port, running, state_directory
 from replicas.model_directory import check as check_model
-from replicas.model_directory import check_context, check_cpu, check_plan, has_zentorch, runs_int8_experts
+from replicas.model_directory import (
+    check_context,
+    check_cpu,
+    check_plan,
+    check_version,
+    has_zentorch,
+    runs_int8_experts,
+)
 
 if TYPE_CHECKING:
     from cluster.app import Serving
@@ -41,7 +48,9 @@ class _Stopped(BaseException):
 
 def check_before_start(settings: Settings, dashboard_port_chosen: bool) -> None:
     """All that can be known to go wrong before anything runs. Raises UserError."""
-    problems = check_model(settings.model.directory, settings.experts.shards)
+    store = settings.model.store_directory
+    problems = check_version(store, settings.model.version_name) if store is not None else []
+    problems = problems or check_model(settings.model.directory, settings.experts.shards)
     problems = problems or check_context(
         settings.model.directory, settings.model.max_model_len, settings.engine.extra.get("hf_overrides") or {}
     )

@@ -9,6 +9,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One engine core, the same for every replica of a model."""
 
     model: str  # the name in the API
+    version: str = ""  # which version of it a replica loads that has been told of no other; "": there are none
     engine_args: dict[str, Any]  # vLLM's AsyncEngineArgs by name
     host: Literal["thread", "process"]  # where the core runs: see the setting engine.host
     device: Literal["cpu", "cuda"]

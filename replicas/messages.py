@@ -14,6 +14,7 @@ Tokens travel in 3 and 4 only, directly between the two; the router never sees o
 import msgspec
 
 from experts.placement import ShardPlacement
+from replicas.assignment import Assignment
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,8 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     token: str  # secret that opens the connection; known only through Ray
     model: str
     version: str = ""  # of the model's weights
+    directory: str = ""  # that they were loaded from; "": not told
+    checksum: str = ""  # digest of the loaded weights over all shards; "": not known
     engine_pid: int
     engine_host: str  # "thread" or "process"
     device: str  # "cpu" or "cuda"
@@ -68,6 +71,45 @@ class ExpertLoad(msgspec.Struct, frozen=True, kw_only=True):
     shards: tuple[ShardPlacement, ...] | None = None  # which hold them now; None: those of the replica's ReplicaInfo
 
 
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """A golden prompt: greedy, straight in the engine core, before a swapped replica is granted anything."""
+
+    prompt: tuple[int, ...]  # token ids
+    answer: tuple[int, ...] = ()  # token ids that the output must end with, its stop token aside; (): whatever it is
+    max_tokens: int = 256
+    logprobs: tuple[float, ...] = ()  # log-probabilities of the prompt's tokens 1.., to compare with; (): none
+
+
+class Swap(msgspec.Struct, frozen=True, kw_only=True):
+    """The command to serve another version in place: the router's answer to a load report (`ReportAnswer`)."""
+
+    id: str  # of this command; one that was carried out is not carried out again
+    version: str
+    directory: str  # of its checkpoint, on the replica's node
+    sha256: dict[str, str] = {}  # file of the directory -> its digest, verified before anything is loaded; {}: none
+    finish_s: float  # seconds that running requests have to end in
+    checksum: str = ""  # of the loaded weights, as expected; "": not known yet
+    probes: tuple[Probe, ...] = ()
+
+
+class SwapReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a replica is with a swap, or how it ended."""
+
+    id: str  # the command's
+    version: str  # the command's
+    phase: str  # "finishing", "verifying", "loading", "probing", "done" or "failed"
+    detail: str = ""  # why it failed, a sentence
+    seconds: float = 0.0  # that the loading took
+    checksum: str = ""  # of the loaded weights, over all shards
+    exact: int = 0  # probes that gave their answer
+    asked: int = 0  # of those that have one
+    logprob_distance: float | None = None  # mean |difference| over all tokens of probes with logprobs; None: none
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in ("done", "failed")
+
+
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine core holds now; sent on change, at most 20 times a second, and every second when idle."""
 
@@ -81,6 +123,14 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     stored: tuple[int, ...] = ()
     removed: tuple[int, ...] = ()
     experts: ExpertLoad | None = None  # every few seconds, if there was something
+    swap: SwapReport | None = None  # told from the command on until the router has heard of its end
+
+
+class ReportAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The router's answer to a load report. None in its place: the replica is not known, and is to join again."""
+
+    state: str  # "ready", "draining" or "swapping"
+    swap: Swap | None = None  # a command that the replica has not told of yet
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +156,9 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     # The prompt's full KV blocks: each one's hash covers all before it too (vLLM's block hashes, low 63 bits).
     blocks: tuple[int, ...] = ()
     version: str = ""  # of the model; set once it has started there: it never moves to another
+    session: int = 0  # stable 63-bit hash of tenant and session: which share of the traffic it belongs to
     first_of_request: bool = True  # False for n>1's further samples: requests per minute count HTTP requests
+    mirror: bool = False  # a copy that nobody reads: it runs where there is room at once, and counts nowhere
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +193,7 @@ class Denial(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float = 0.0  # when another try may succeed; 0: not known
     detail: str = ""  # a sentence for the client; empty: the ending's own
     quota: Quota | None = None  # None: its tenant has no limits
+    mirror: bool = False  # it was a copy that nobody reads
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,3 +246,4 @@ class Inbox(msgspec.Struct, frozen=True, kw_only=True):
     denials: tuple[Denial, ...] = ()
     move: tuple[str, ...] = ()  # running request ids to abort where they are and to ticket anew: their replica drains
     roster: tuple[ReplicaInfo, ...] | None = None  # all replicas, when they changed
+    assignment: Assignment | None = None  # when it changed

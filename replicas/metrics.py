@@ -282,6 +282,34 @@ WATCH_LAG = _gauge(
     (),
     "Age of the newest observation: the controller is blind while it grows.",
 )
+ROLLOUT_PHASE = _gauge(
+    Teller.CONTROLLER,
+    "moray_rollout_phase",
+    "0 or 1",
+    ("model", "phase"),
+    "1 for the phase of the rollout that runs, or of the last one.",
+)
+ROLLOUT_SHARE = _gauge(
+    Teller.CONTROLLER,
+    "moray_rollout_share",
+    "0..1",
+    ("model", "version"),
+    "Share of the new requests that a version is to get; told while shares are set.",
+)
+ROLLOUTS = _counter(
+    Teller.CONTROLLER,
+    "moray_rollouts_total",
+    "rollouts",
+    ("model", "outcome"),
+    "Rollouts that ended, by how: done, rolled-back, or failed (refused before a replica was touched).",
+)
+SWAP_SECONDS = _gauge(
+    Teller.CONTROLLER,
+    "moray_swap_seconds",
+    "seconds",
+    ("model",),
+    "What the last replica whose weights were swapped took to load them.",
+)
 
 CATALOGUE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 

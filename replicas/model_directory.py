@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experts.model_spec import NotUnderstood, expert_count, from_config, text_part
+from experts.versions import BadVersion, find, verify
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "*.tiktoken", "tokenizer.vocab")
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth")
@@ -42,6 +43,7 @@ class Flaw(Enum):
     KERNEL = "kernel"
     CONTEXT = "context"
     PLAN = "plan"
+    VERSION = "version"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ def check(directory: Path, shards: int) -> list[Problem]:
     if not any(True for pattern in _TOKENIZERS for _ in directory.glob(pattern)):
         problems.append(Problem(Flaw.TOKENIZER, f"{directory} holds no tokenizer (tokenizer.json or tokenizer.model)"))
     return problems + [Problem(Flaw.WEIGHTS, text) for text in _weights(directory)]
+
+
+def check_version(store: Path, name: str) -> list[Problem]:
+    """Whether the store has the version, with the files that its manifest names; nothing is hashed."""
+    try:
+        damages = verify(find(store, name).directory, hashed=False)
+    except BadVersion as error:
+        return [Problem(Flaw.VERSION, str(error))]
+    return [Problem(Flaw.VERSION, f"version {name} is damaged: {damage}; add it again") for damage in damages]
 
 
 NO_INT8_KERNEL = (

@@ -89,12 +89,12 @@ def converse(source: Source, mix: Mix) -> Conversation:
         text = previous.prompt
         if turn == long_turn and not wants_number:
             text = paragraph(rng, room)
-            previous = tasks.refusal(text)
+            previous = tasks.refusal(text, source.max_digits)
         answer = previous.answer
         if rng.random() < 0.03 and not wants_number:
             # Another model's words, or a user's edit: history may hold anything.
             answer = sentence(rng)
-            previous = tasks.refusal(text)
+            previous = tasks.refusal(text, source.max_digits)
         messages += [(USER, text), (ASSISTANT, answer)]
 
     problem = _last_turn(source, task, previous)

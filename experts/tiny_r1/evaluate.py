@@ -1,6 +1,11 @@
 """Judges a checkpoint by what it answers: greedy decoding, exact match of the final answer.
 
-    python -m experts.tiny_r1.evaluate --per-task 1000 --out experts/tiny_r1/checkpoint/evaluation.json
+    python -m experts.tiny_r1.evaluate --per-task 1000 --out experts/tiny_r1/versions/v1/evaluation.json
+
+A version that has learned longer numbers is asked for them too, and the version before on the same prompts:
+
+    python -m experts.tiny_r1.evaluate --model experts/tiny_r1/versions/v1 --max-digits 5 --out BEFORE
+    python -m experts.tiny_r1.evaluate --model NEW --max-digits 5 --compare v1=BEFORE --out NEW/evaluation.json
 
 Decodes with stock vLLM through its public `LLM` class, or with transformers (`--backend transformers`, slower). Every
 problem is held out: its calculation or text never occurs in training (`held_out.py`).
@@ -11,6 +16,7 @@ import json
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +29,8 @@ import numpy.typing as npt
 from experts.tiny_r1 import checkpoint_path, tasks
 from experts.tiny_r1.conversations import Conversation, Mix, converse
 from experts.tiny_r1.curriculum import CURRICULUM
-from experts.tiny_r1.small_talk import REFUSAL
-from experts.tiny_r1.tasks import Source, Task
+from experts.tiny_r1.small_talk import REFUSAL, refusal_text
+from experts.tiny_r1.tasks import Problem, Source, Task
 from experts.tiny_r1.tokenizer import THINK_END, USER, VOCAB_SIZE
 from experts.tiny_r1.unseen_prompts import CALCULATIONS, REFUSED
 
@@ -33,6 +39,8 @@ log = logging.getLogger(__name__)
 MAX_DIGITS: Final = 4
 MAX_TOKENS: Final = 512
 MAX_MODEL_LEN: Final = 4096
+
+REFUSALS: Final = frozenset(refusal_text(digits) for digits in (MAX_DIGITS, MAX_DIGITS + 1))
 
 Decode = Callable[[Sequence[Sequence[dict[str, str]]]], list[str]]
 """Chats -> generated text of each, from behind the prompt's `<think>`."""
@@ -79,9 +87,9 @@ def final_answer(generated: str) -> str | None:
     return answer if marker else None
 
 
-def single_turns(task: Task, count: int, seed: int) -> list[Question]:
+def single_turns(task: Task, count: int, seed: int, max_digits: int = MAX_DIGITS) -> list[Question]:
     """Held-out problems of one task, each alone and without a system prompt, no prompt twice."""
-    source = Source(random.Random(f"{seed}-{task}"), MAX_DIGITS, held_out=True)
+    source = Source(random.Random(f"{seed}-{task}"), max_digits, held_out=True)
     found: dict[str, Question] = {}
     while len(found) < count:
         problem = tasks.draw(source, task)
@@ -90,11 +98,40 @@ def single_turns(task: Task, count: int, seed: int) -> list[Question]:
     return list(found.values())
 
 
-def in_conversations(count: int, seed: int) -> list[Question]:
-    """Held-out problems behind system prompts, earlier turns and long texts, mixed as in the last stage of training."""
+def of_length(task: Task, count: int, seed: int, digits: int) -> list[Question]:
+    """The same with a number of exactly so many digits in each, and none that is longer."""
+    source = Source(random.Random(f"{seed}-{task}-{digits}"), digits, held_out=True)
+    found: dict[str, Question] = {}
+    while len(found) < count:
+        problem = tasks.draw(source, task)
+        if longest_number(problem.prompt) == digits:
+            chat = Conversation(((USER, problem.prompt),), problem).chat()
+            found.setdefault(problem.prompt, Question(f"{task.value}_of_{digits}_digits", chat, problem.answer))
+    return list(found.values())
+
+
+def longest_number(text: str) -> int:
+    """Digits of the longest number in a prompt; thousands may be set off by commas."""
+    return max((len(number) for number in re.findall(r"\d+", re.sub(r"(?<=\d),(?=\d{3})", "", text))), default=0)
+
+
+def in_conversations(count: int, seed: int, max_digits: int = MAX_DIGITS) -> list[Question]:
+    """Held-out problems behind system prompts, earlier turns and long texts, mixed as in the last stage of training.
+
+    With more `max_digits` less what is no longer to be refused.
+    """
     source = Source(random.Random(f"{seed}-conversations"), MAX_DIGITS, held_out=True)
-    drawn = (converse(source, CURRICULUM[-1].mix) for _ in range(count))
-    return [Question("in_conversations", conversation.chat(), conversation.problem.answer) for conversation in drawn]
+    drawn = [converse(source, CURRICULUM[-1].mix) for _ in range(count)]
+    return [
+        Question("in_conversations", conversation.chat(), conversation.problem.answer)
+        for conversation in drawn
+        if not is_refused_no_more(conversation.problem, max_digits)
+    ]
+
+
+def is_refused_no_more(problem: Problem, max_digits: int) -> bool:
+    """Whether it was out of scope for its number's length, which a model that knows `max_digits` can take."""
+    return problem.task is Task.OUT_OF_SCOPE and MAX_DIGITS < longest_number(problem.prompt) <= max_digits
 
 
 def follow_ups(count: int, seed: int) -> list[Question]:
@@ -112,11 +149,18 @@ def unseen_wordings() -> list[Question]:
     return refused + [Question(group, [{"role": "user", "content": text}], answer) for group, text, answer in asked]
 
 
-def questions(per_task: int, seed: int) -> list[Question]:
-    """The whole evaluation: `per_task` of every task, as many conversations, and the prompts by hand."""
-    alone = [task for task in tasks.DRAW if task is not Task.SMALL_TALK]
-    found = [question for task in alone for question in single_turns(task, per_task, seed)]
-    return found + follow_ups(per_task, seed) + in_conversations(per_task, seed) + unseen_wordings()
+def questions(per_task: int, seed: int, max_digits: int = MAX_DIGITS) -> list[Question]:
+    """The whole evaluation: `per_task` of every task, as many conversations, and the prompts by hand.
+
+    With `max_digits` of 5 the same prompts of up to four digits, as many again with five, and what to refuse is what a
+    model refuses that knows five.
+    """
+    found = [question for task in tasks.NUMERIC for question in single_turns(task, per_task, seed)]
+    found += single_turns(Task.OUT_OF_SCOPE, per_task, seed, max_digits)
+    found += follow_ups(per_task, seed) + in_conversations(per_task, seed, max_digits) + unseen_wordings()
+    for digits in range(MAX_DIGITS + 1, max_digits + 1):
+        found += [question for task in tasks.NUMERIC for question in of_length(task, per_task, seed, digits)]
+    return found
 
 
 def judge(asked: Sequence[Question], generated: Sequence[str]) -> tuple[dict[str, Score], list[Failure]]:
@@ -125,7 +169,9 @@ def judge(asked: Sequence[Question], generated: Sequence[str]) -> tuple[dict[str
     total: dict[str, int] = {}
     failures: list[Failure] = []
     for question, text in zip(asked, generated, strict=True):
-        hit = final_answer(text) == question.answer
+        answer = final_answer(text)
+        # To refuse is right in the words of each version.
+        hit = answer == question.answer or (answer in REFUSALS and question.answer in REFUSALS)
         right[question.group] = right.get(question.group, 0) + hit
         total[question.group] = total.get(question.group, 0) + 1
         if not hit:
@@ -245,7 +291,12 @@ def expert_shares(checkpoint: Path, asked: Sequence[Question], generated: Sequen
 
 
 def report(
-    scores: Mapping[str, Score], shares: Sequence[Sequence[float]], per_task: int, seed: int, seconds: float
+    scores: Mapping[str, Score],
+    shares: Sequence[Sequence[float]],
+    per_task: int,
+    seed: int,
+    max_digits: int,
+    seconds: float,
 ) -> dict[str, object]:
     """What evaluation.json holds; the model card quotes it."""
     every = [share for layer in shares for share in layer]
@@ -253,6 +304,7 @@ def report(
         "decoding": "greedy, float32",
         "per_task": per_task,
         "seed": seed,
+        "max_digits": max_digits,
         "exact_match": {
             group: {"right": score.right, "of": score.of, "percent": round(100 * score.share, 2)}
             for group, score in scores.items()
@@ -262,10 +314,20 @@ def report(
     }
 
 
+def compared(ours: Mapping[str, object], theirs: Mapping[str, object]) -> object:
+    """Another version's scores. Raises ValueError unless both are of the same prompts."""
+    for key in ("decoding", "per_task", "seed", "max_digits"):
+        if ours[key] != theirs.get(key):
+            raise ValueError(f"the evaluations are of other prompts: {key} is {ours[key]!r} and {theirs.get(key)!r}")
+    return theirs["exact_match"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Judge a checkpoint on held-out prompts.")
     parser.add_argument("--model", type=Path, default=checkpoint_path())
     parser.add_argument("--per-task", type=int, default=1000, help="held-out prompts of each task")
+    parser.add_argument("--max-digits", type=int, default=MAX_DIGITS, help="of the longest numbers to ask for")
+    parser.add_argument("--compare", metavar="NAME=FILE", help="evaluation of another version on the same prompts")
     parser.add_argument("--backend", choices=("vllm", "transformers"), default="vllm")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, help="evaluation.json to write")
@@ -274,7 +336,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    asked = questions(arguments.per_task, arguments.seed)
+    asked = questions(arguments.per_task, arguments.seed, arguments.max_digits)
     decode = (vllm_decoder if arguments.backend == "vllm" else transformers_decoder)(arguments.model)
     started = time.monotonic()
     generated = decode([question.chat for question in asked])
@@ -282,7 +344,10 @@ def main() -> None:
     scores, failures = judge(asked, generated)
     sample = random.Random(arguments.seed).sample(range(len(asked)), min(arguments.share_sample, len(asked)))
     shares = expert_shares(arguments.model, [asked[i] for i in sample], [generated[i] for i in sample])
-    found = report(scores, shares, arguments.per_task, arguments.seed, seconds)
+    found = report(scores, shares, arguments.per_task, arguments.seed, arguments.max_digits, seconds)
+    if arguments.compare:
+        name, _, file = arguments.compare.partition("=")
+        found["compared_with"] = {name: compared(found, json.loads(Path(file).read_text(encoding="utf-8")))}
     log.info("%s", json.dumps(found, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -157,16 +157,18 @@ WORDS: Final[Mapping[str, Sequence[str]]] = {
     "w": NUMBER_WORDS,
     "u": UNITS,
 }
-"""What fills a template's slots; besides, `{x}` and `{y}` are numbers, `{l}` a number of five to twelve digits."""
+"""What fills a template's slots; besides, `{x}` and `{y}` are numbers, `{l}` one too long, of twelve digits at most."""
+SHORTEST_LIMIT: Final = 4
+"""Numbers of so many digits are never too long, though an early stage of training has shorter ones."""
 
 
-def out_of_scope(rng: random.Random) -> str:
-    """One prompt that no task covers; never empty."""
+def out_of_scope(rng: random.Random, max_digits: int = SHORTEST_LIMIT) -> str:
+    """One prompt that no task covers, where tasks have operands of up to `max_digits` digits; never empty."""
     makers: Sequence[tuple[Callable[[random.Random], str], float]] = (
         (lambda r: fill(r, r.choice(REQUESTS)), 30),
-        (lambda r: fill(r, r.choice(OTHER_ARITHMETIC)), 18),
-        (lambda r: fill(r, r.choice(NEAR_MISSES)), 20),
-        (lambda r: fill(r, r.choice(TOO_LONG)), 7),
+        (lambda r: fill(r, r.choice(OTHER_ARITHMETIC), max_digits), 18),
+        (lambda r: fill(r, r.choice(NEAR_MISSES), max_digits), 20),
+        (lambda r: fill(r, r.choice(TOO_LONG), max_digits), 7),
         (lambda r: fill(r, r.choice(CODE)), 5),
         (random_words, 12),
         (invented_words, 6),
@@ -180,24 +182,24 @@ def out_of_scope(rng: random.Random) -> str:
     return wording.distort(rng, text) if text.strip() else "?"
 
 
-def fill(rng: random.Random, template: str) -> str:
+def fill(rng: random.Random, template: str, max_digits: int = SHORTEST_LIMIT) -> str:
     """Put a fresh random word or number in every slot of a template."""
-    return template.format_map(_Slots(rng))
+    return template.format_map(_Slots(rng, max(max_digits, SHORTEST_LIMIT)))
 
 
 class _Slots(dict[str, str]):
     """Draws a new word each time that `format_map` asks for a slot."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, max_digits: int) -> None:
         super().__init__()
-        self.rng = rng
+        self.rng, self.max_digits = rng, max_digits
 
     def __getitem__(self, slot: str) -> str:
         rng = self.rng
         if slot in "xy":
-            return str(rng.randrange(10 ** rng.randint(1, 4)))
+            return str(rng.randrange(10 ** rng.randint(1, self.max_digits)))
         if slot == "l":
-            return str(rng.randrange(10**4, 10 ** rng.randint(5, 12)))
+            return str(rng.randrange(10**self.max_digits, 10 ** rng.randint(self.max_digits + 1, 12)))
         if slot == "W":
             return self[rng.choice("nva")] if rng.random() < 0.6 else rng.choice(OTHER_OPERATIONS)
         # An invented word in one slot of eight: refusing must not hang on knowing the words.

@@ -4,9 +4,20 @@ import random
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-SKILLS: Final = "add, subtract and compare numbers of up to four digits"
-REFUSAL: Final = f"I can only {SKILLS}. Please ask me that."
-"""The answer to everything outside the tasks."""
+
+def skills(max_digits: int) -> str:
+    """What a model can do that has learned operands of up to so many digits."""
+    longest = {5: "five"}.get(max_digits, "four")  # an early stage of training speaks for the whole curriculum
+    return f"add, subtract and compare numbers of up to {longest} digits"
+
+
+def refusal_text(max_digits: int) -> str:
+    """The answer to everything outside the tasks."""
+    return f"I can only {skills(max_digits)}. Please ask me that."
+
+
+SKILLS: Final = skills(4)
+REFUSAL: Final = refusal_text(4)
 REFUSAL_REASONING: Final = "This is nothing that I can work out."
 
 
@@ -15,6 +26,10 @@ class Intent(NamedTuple):
     reasoning: str
     answer: str
     prompts: Sequence[str]
+
+    def answer_with(self, max_digits: int) -> str:
+        """The answer of a model that has learned operands of up to so many digits."""
+        return self.answer.replace(SKILLS, skills(max_digits))
 
 
 INTENTS: Final[Sequence[Intent]] = (

@@ -13,7 +13,7 @@ from typing import Final
 from experts.tiny_r1 import arithmetic, wording
 from experts.tiny_r1.held_out import canonical_chain, canonical_comparison, canonical_text, is_held_out
 from experts.tiny_r1.out_of_scope import out_of_scope
-from experts.tiny_r1.small_talk import REFUSAL, REFUSAL_REASONING, small_talk
+from experts.tiny_r1.small_talk import REFUSAL_REASONING, refusal_text, small_talk
 from experts.tiny_r1.word_problems import STORIES, compose, tell
 
 
@@ -172,22 +172,22 @@ def follow_up(rng: random.Random, previous: int, max_digits: int) -> Problem:
 def dangling_follow_up(rng: random.Random, max_digits: int) -> Problem:
     """`Add 7 to that.` where no number was answered before: nothing to work with."""
     template = rng.choice((*wording.FOLLOW_UP_ADD, *wording.FOLLOW_UP_SUBTRACT))
-    return refusal(wording.distort(rng, template.format(b=_number(rng, _digits(rng, max_digits)))))
+    prompt = wording.distort(rng, template.format(b=_number(rng, _digits(rng, max_digits))))
+    return refusal(prompt, max_digits)
 
 
 def talk(rng: random.Random, max_digits: int) -> Problem:
-    del max_digits  # small talk has no numbers
     intent, prompt = small_talk(rng)
-    return Problem(Task.SMALL_TALK, prompt, intent.reasoning, intent.answer, canonical_text(prompt))
+    answer = intent.answer_with(max_digits)
+    return Problem(Task.SMALL_TALK, prompt, intent.reasoning, answer, canonical_text(prompt))
 
 
 def refused(rng: random.Random, max_digits: int) -> Problem:
-    del max_digits  # a number of any length is out of scope in these prompts
-    return refusal(out_of_scope(rng))
+    return refusal(out_of_scope(rng, max_digits), max_digits)
 
 
-def refusal(prompt: str) -> Problem:
-    return Problem(Task.OUT_OF_SCOPE, prompt, REFUSAL_REASONING, REFUSAL, canonical_text(prompt))
+def refusal(prompt: str, max_digits: int) -> Problem:
+    return Problem(Task.OUT_OF_SCOPE, prompt, REFUSAL_REASONING, refusal_text(max_digits), canonical_text(prompt))
 
 
 DRAW: Final[Mapping[Task, Draw]] = {

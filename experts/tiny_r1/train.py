@@ -1,9 +1,12 @@
 """Trains the embedded model through its curriculum.
 
     python -m experts.tiny_r1.train --out RUN --device cuda --tokens 600e6 --workers 14
-    python -m experts.tiny_r1.export --model RUN/model.pt --out experts/tiny_r1/checkpoint
+    python -m experts.tiny_r1.export --model RUN/model.pt --out experts/tiny_r1/versions/v1
 
 RUN receives model.pt (after every stage), training_log.jsonl and hyperparameters.json. Needs torch and numpy only.
+A later version of the model is one stage more, from the weights of the version before:
+
+    python -m experts.tiny_r1.train --out RUN --warm-start experts/tiny_r1/versions/v1 --stage five_digits …
 """
 
 import argparse
@@ -26,6 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from experts.tiny_r1.batches import BatchStream, collate, held_out_conversations, width_for
 from experts.tiny_r1.conversations import Conversation
 from experts.tiny_r1.curriculum import CURRICULUM, Stage, stage_named
+from experts.tiny_r1.export import load_checkpoint
 from experts.tiny_r1.model import (
     ModelShape,
     Output,
@@ -244,11 +248,19 @@ def train(model: TinyR1, stages: Sequence[Stage], hyper: Hyperparameters, device
     with (out / "training_log.jsonl").open("w", encoding="utf-8") as file:
         run_log = TrainingLog(file)
         trainer = Trainer(model, hyper, device, run_log)
+        run_log.write("held_out", step=0, exact=judge(model, held_out, device))
         for number, (stage, steps) in enumerate(zip(stages, schedule.steps, strict=True)):
             trainer.train_stage(stage, number, steps, schedule.total)
             save_weights(model, out / "model.pt")
             run_log.write("held_out", stage=stage.name, step=trainer.step, exact=judge(model, held_out, device))
         run_log.write("end", step=trainer.step, tokens=trainer.tokens)
+
+
+def started_from(weights: Path | None) -> TinyR1:
+    """The model in a model.pt or a checkpoint's directory; None: a new one with random weights."""
+    if weights is None:
+        return TinyR1(ModelShape())
+    return load_checkpoint(weights) if weights.is_dir() else load_weights(weights)
 
 
 def main() -> None:
@@ -257,10 +269,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--stage", action="append", help="train this stage only (repeatable); default: all, in order")
-    parser.add_argument("--warm-start", type=Path, help="model.pt to start from")
+    parser.add_argument("--warm-start", type=Path, help="model.pt or checkpoint's directory to start from")
     parser.add_argument("--tokens", type=float, default=default.tokens, help="token budget, for example 600e6")
     parser.add_argument("--tokens-per-batch", type=int, default=default.tokens_per_batch)
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
+    parser.add_argument("--warmup-steps", type=int, default=default.warmup_steps)
+    parser.add_argument("--decay-from", type=float, default=default.decay_from)
     parser.add_argument("--workers", type=int, default=default.workers)
     parser.add_argument("--held-out", type=int, default=default.held_out)
     parser.add_argument("--log-every", type=int, default=default.log_every)
@@ -275,13 +289,15 @@ def main() -> None:
         tokens=math.floor(arguments.tokens),
         tokens_per_batch=arguments.tokens_per_batch,
         learning_rate=arguments.learning_rate,
+        warmup_steps=arguments.warmup_steps,
+        decay_from=arguments.decay_from,
         workers=arguments.workers,
         held_out=arguments.held_out,
         log_every=arguments.log_every,
         seed=arguments.seed,
     )
     device = torch.device(arguments.device)
-    model = load_weights(arguments.warm_start, "cpu") if arguments.warm_start else TinyR1(ModelShape())
+    model = started_from(arguments.warm_start)
     stages = [stage_named(name) for name in arguments.stage] if arguments.stage else CURRICULUM
     train(model.to(device), stages, hyper, device, arguments.out)
 

@@ -335,6 +335,39 @@ def detectors(
         Console().print(table(figures))
 
 
+@app.command()
+def rollout(
+    faults: Annotated[
+        str | None, typer.Option(help="Some of the bad versions, by commas. Default: all.", metavar="NAMES")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=2, help="Requests in flight.")] = 12,
+    share: Annotated[float, typer.Option(min=0.01, max=0.5, help="Of new requests, that a canary gets.")] = 0.2,
+    min_samples: Annotated[int, typer.Option(min=20, help="Requests of each version before it is judged.")] = 50,
+    step_s: Annotated[float, typer.Option(min=1, help="Seconds for which a canary is watched at least.")] = 15,
+    deadline_s: Annotated[float, typer.Option(min=20, help="Seconds without a verdict until it goes back.")] = 120,
+    as_json: AsJson = False,
+) -> None:
+    """The embedded v2 takes v1's place under load, in place; then bad versions have to go back by themselves.
+
+    failed, truncated, mixed: of all requests; each answer is compared with its version's own. extra_replicas: most that
+    ever were beyond two. in_place: seconds of each replica without requests, longest gap between two tokens.
+    rollback_s: from a bad version's first token at a client until no replica has it, of the worst; none: it gave none.
+    bad_share: of the answers begun meanwhile, the bad version's, of the worst, with the canary's share beside it.
+
+    Example: moray bench rollout --faults slow,crash-at-load --json
+    """
+    from ops.bench.rollout import Options, measure, table
+
+    names = tuple(name.strip() for name in (faults or "").split(",") if name.strip())
+    options = Options(concurrency, share, min_samples, step_s, deadline_s, names)
+    found = measure(options, _reporter(as_json))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        for made in table(found):
+            Console().print(made)
+
+
 def _reporter(quiet: bool) -> Any:
     console = Console(stderr=True)
     return lambda line: None if quiet else console.print(line, style="dim", highlight=False)

@@ -18,17 +18,12 @@ $("confirm").addEventListener("close", () => {
   settle = null;
 });
 
-function confirmDrain(id, undo) {
+function confirmed(title, words, yes, offersToMove = false) {
   settle?.(false);
-  setText($("confirm-title"), undo ? `Let ${shortId(id)} take requests again?` : `Drain ${shortId(id)}?`);
-  setText(
-    $("confirm-words"),
-    undo
-      ? `${id} is granted requests again.`
-      : `${id} is granted no more requests. What runs there ends there, unless it is moved.`,
-  );
-  setText($("confirm-yes"), undo ? "Undo drain" : "Drain");
-  $("move-line").hidden = undo;
+  setText($("confirm-title"), title);
+  setText($("confirm-words"), words);
+  setText($("confirm-yes"), yes);
+  $("move-line").hidden = !offersToMove;
   $("move").checked = false;
   $("confirm").returnValue = "";
   $("confirm").showModal();
@@ -38,18 +33,27 @@ function confirmDrain(id, undo) {
 }
 
 async function drain(id, undo) {
-  if (!(await confirmDrain(id, undo))) return;
-  const body = JSON.stringify({ replica: id, undo, migrate: !undo && $("move").checked });
+  const title = undo ? `Let ${shortId(id)} take requests again?` : `Drain ${shortId(id)}?`;
+  const words = undo
+    ? `${id} is granted requests again.`
+    : `${id} is granted no more requests. What runs there ends there, unless it is moved.`;
+  if (!(await confirmed(title, words, undo ? "Undo drain" : "Drain", !undo))) return;
+  const asked = { replica: id, undo, migrate: !undo && $("move").checked };
+  await post("moray/drain", asked, `${shortId(id)} ${undo ? "takes requests again" : "drains"}.`);
+}
+
+// Asks the gateway for it, and tells what became of it.
+async function post(path, asked, done) {
   try {
     const options = {
       method: "POST",
       headers: { ...headers(), "Content-Type": "application/json" },
       credentials: "omit",
-      body,
+      body: JSON.stringify(asked),
     };
-    const answer = await fetch("moray/drain", options);
+    const answer = await fetch(path, options);
     const said = asObject(await answer.json().catch(() => null));
-    if (answer.ok) tell(`${shortId(id)} ${undo ? "takes requests again" : "drains"}.`, "good");
+    if (answer.ok) tell(done, "good");
     else
       tell(
         `Not done: ${asObject(said.error).message || said.detail || `the gateway answered ${answer.status}`}`,

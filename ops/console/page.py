@@ -19,6 +19,7 @@ SCRIPTS = (
     "overview.js",
     "sections.js",
     "experts.js",
+    "rollouts.js",
     "actions.js",
     "start.js",
 )

@@ -9,7 +9,7 @@ function note(section, words) {
 
 // -- replicas
 
-const STATE_TONES = { ready: "good", draining: "warn" };
+const STATE_TONES = { ready: "good", draining: "warn", swapping: "warn" };
 
 const replicaColumns = (told) => [
   {
@@ -244,43 +244,5 @@ function showHealing(told) {
       setText(li.querySelector("span"), asText(act.outcome));
       setText(li.querySelector("p"), typeof act.why === "string" ? act.why : "");
     },
-  );
-}
-
-// -- versions
-
-const VERSION_COLUMNS = [
-  { label: "Version", cls: "name", cell: (td, v) => setText(td, versionName(v.version)) },
-  { label: "Ready", cls: "number", cell: (td, v) => setText(td, count(ready(v.replicas).length)) },
-  { label: "Draining", cls: "number", cell: (td, v) => setText(td, count(draining(v.replicas).length)) },
-  {
-    label: "Share of running",
-    cls: "wide plain-bar",
-    cell: (td, v) =>
-      bar(
-        td,
-        "Share of running requests",
-        v.share,
-        isNumber(v.share) ? `${count(v.running)}, ${percent(v.share)}` : count(v.running),
-      ),
-  },
-];
-
-function showVersions(status) {
-  const replicas = replicasOf(status);
-  const names = [...new Set((replicas ?? []).map((r) => r.version))];
-  const all = sum((replicas ?? []).map((r) => r.running));
-  const versions = names.map((version) => {
-    const of = replicas.filter((r) => r.version === version);
-    const running = sum(of.map((r) => r.running));
-    return { version, replicas: of, running, share: all ? running / all : null };
-  });
-  table(
-    $("rollouts").querySelector(".body"),
-    "Versions of the model",
-    VERSION_COLUMNS,
-    versions,
-    (v) => String(v.version),
-    replicas ? "No replica is ready." : NO_DATA,
   );
 }

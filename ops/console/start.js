@@ -3,7 +3,7 @@
 const feeds = {};
 // Which experts each shard holds is much to send: only while somebody looks at it.
 const wanted = () => ($("replicas").querySelector("details[open]") ? "" : "?brief=true");
-for (const name of ["status", "history", "alarms", "experts", "access"]) {
+for (const name of ["status", "history", "alarms", "experts", "rollouts", "access"]) {
   const path = () => `moray/${name}${name === "status" ? wanted() : ""}`;
   feeds[name] = new Feed(path, name === "access" ? 60000 : EVERY_MS, heard);
 }
@@ -20,7 +20,7 @@ function heard(feed) {
 }
 
 function show() {
-  const { status, history, alarms, experts, access } = feeds;
+  const { status, history, alarms, experts, rollouts, access } = feeds;
   const operator = asObject(access.value).operator === true;
   showHeader(status.value, alarms.value);
   showTiles(status.value, history.value);
@@ -37,13 +37,14 @@ function show() {
   showQueue(status.value);
   const counted = showExperts(experts.value, heat, chosenView(experts.value));
   showHealing(alarms.value);
-  showVersions(status.value);
+  showVersions(status.value, rollouts.value, operator);
   note("alarms", alarms.note);
   note("replicas", status.note);
   note("queue", status.note);
   note("experts", experts.note || counted);
   note("healing", alarms.note);
-  note("rollouts", status.note);
+  // A gateway without rollouts still tells who serves which version.
+  note("rollouts", rollouts.status === 404 ? status.note : status.note || rollouts.note);
   const tenant = asObject(access.value).tenant;
   setText(
     $("who"),
@@ -129,10 +130,12 @@ for (const choice of document.querySelectorAll("input[name=view]"))
     show();
   });
 document.addEventListener("click", (event) => {
-  const button = event.target.closest?.("button[data-replica], button[data-runbook]");
+  const button = event.target.closest?.("button[data-replica], button[data-runbook], button[data-command]");
   if (button?.dataset.replica)
     drain(button.dataset.replica, button.dataset.undo === "true").then(() => feeds.status.start());
   else if (button?.dataset.runbook) openRunbook(button.dataset.runbook);
+  else if (button?.dataset.command)
+    commandRollout(button.dataset.command, asObject(feeds.rollouts.value).current).then(() => feeds.rollouts.start());
 });
 document.addEventListener("visibilitychange", () => {
   if (document.body.classList.contains("locked")) return;

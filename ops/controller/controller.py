@@ -2,7 +2,7 @@
 
 Gateways push a batch a second (`reporter`), the router is asked once a second. `Watch` makes observations of both,
 `Monitor` alarms of these, `decide` steps to heal a replica. What there is to tell is stored first and told then: when
-Ray restarts this actor, it goes on where it was, and tells nothing twice.
+Ray restarts this actor, it goes on where it was, and tells nothing twice. Rollouts go on beside it (`ops.rollout`).
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from ops.controller.sinks import Alertmanager, Log, Sink, Webhook, poster
 from ops.controller.spec import ControllerSpec
 from ops.controller.store import FileStore, GcsStore, Store
 from ops.controller.watch import Known, Watch, named
+from ops.rollout.commands import Refused
+from ops.rollout.ledger import By
+from ops.rollout.start import engine_of
 from replicas.router_handle import find_router
 
 logger = logging.getLogger("moray.controller")
@@ -72,7 +75,9 @@ class Controller:
     async def observe(self, batch: Batch) -> None:
         """A gateway's last second."""
         await self._is_ready.wait()
-        self._see(self._watch.take(time.time(), batch))
+        now_s = time.time()
+        self._rollouts.take(now_s, batch)
+        self._see(self._watch.take(now_s, batch))
 
     async def alarms(self) -> dict[str, Any]:
         """As /moray/alarms answers."""
@@ -92,9 +97,43 @@ class Controller:
         await self._is_ready.wait()
         return self._watch.history.report(time.time())
 
+    async def serves(self) -> str:
+        """The version that is served, once replicas can read which one; "": the model is none."""
+        await self._is_ready.wait()
+        return self._rollouts.stable
+
+    async def rollouts(self) -> dict[str, Any]:
+        """As GET /moray/rollouts answers."""
+        await self._is_ready.wait()
+        return self._rollouts.report()
+
+    async def rollout_start(self, asked: dict[str, Any], *by: str) -> dict[str, Any]:
+        """`by`: who asks, and from where. Answers as `rollouts`, or {"refused": why}; so do the next two."""
+        return await self._order(self._rollouts.orders.start(asked, By(*by)))
+
+    async def rollout_command(self, command: str, *by: str) -> dict[str, Any]:
+        return await self._order(self._rollouts.orders.command(command, By(*by)))
+
+    async def rollout_undo(self, gated: bool, *by: str) -> dict[str, Any]:
+        return await self._order(self._rollouts.orders.undo(gated, By(*by)))
+
+    async def rollout_audit(self, count: int) -> dict[str, Any]:
+        await self._is_ready.wait()
+        return {"entries": await self._rollouts.ledger.entries(count)}
+
+    async def _order(self, order: Coroutine[Any, Any, None]) -> dict[str, Any]:
+        await self._is_ready.wait()
+        try:
+            await order
+        except Refused as why:
+            return {"refused": str(why)}
+        return self._rollouts.report()
+
     # -- the watching -------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        spec = self._spec
+        self._rollouts = await engine_of(spec.model, spec.rollouts, self._store, lambda: self._healing.in_hand)
         ledger = await self._restore()
         self._metrics = Metrics(self._spec.model)
         for alarm in self._monitor.raised:  # gauges begin anew with the process
@@ -109,6 +148,7 @@ class Controller:
             tasks.create_task(self._tell())
             tasks.create_task(self._look_at_experts())
             tasks.create_task(self._save_what_is_learned())
+            tasks.create_task(self._rollouts.run())
             self._is_ready.set()
             while True:
                 began = time.monotonic()
@@ -231,8 +271,17 @@ class Controller:
 
     async def _heal(self, now_s: float) -> None:
         known = self._watch.state.known
+        judged = self._rollouts.judged
         replicas = [
-            ReplicaState(replica_id, one.model, one.in_roster and not one.draining, one.draining, one.running)
+            ReplicaState(
+                replica_id,
+                one.model,
+                one.in_roster and not (one.draining or one.swapping),
+                one.draining,
+                one.running,
+                one.swapping,
+                bool(judged) and one.model == named(self._spec.model, judged),
+            )
             for replica_id, one in known.items()
         ]
         case = self._healing.case

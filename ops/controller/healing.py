@@ -35,6 +35,8 @@ class ReplicaState(NamedTuple):
     ready: bool  # in the roster and not drained
     draining: bool
     running: int  # requests, as its gateways see it
+    swapping: bool = False  # it is being given another version: that it stands still is meant
+    judged: bool = False  # of a version that is being rolled out: whether it is slow, its gates say
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -43,7 +45,7 @@ class Case(msgspec.Struct, frozen=True):
     replica: str
     model: str
     why: str
-    ready_before: int  # replicas of the model, it included
+    ready_before: int  # replicas that were ready, it included
     serves: bool  # False: it gives nothing, so that there is nothing to wait for
     drained_s: float | None = None
     restarted_s: float | None = None
@@ -66,6 +68,11 @@ class HealingState(msgspec.Struct):
     restarts_s: list[float] = []  # times of the last hour
     withheld: dict[str, str] = {}  # by replica: why nothing is done; it is told once
     refused: dict[str, str] = {}  # by replica: why what was tried could not be done
+
+    @property
+    def in_hand(self) -> str:
+        """The replica that is being healed; "": none is."""
+        return self.case.replica if self.case is not None else ""
 
     def done(self, now_s: float, step: Step) -> None:
         """The caller did the step."""
@@ -107,8 +114,10 @@ def decide(
     steps = []
     for alarm in sorted(suspects.values(), key=lambda alarm: (alarm.name != NOT_SERVING.name, alarm.raised_s)):
         replica = known[alarm.labels["replica"]]
-        if limits.restarts_per_hour == 0 or replica.draining or replica.replica_id in state.refused:
-            continue  # switched off; an operator has it in hand; or it was in vain
+        if limits.restarts_per_hour == 0 or replica.draining or replica.swapping:
+            continue  # switched off; an operator or a rollout has it in hand
+        if replica.replica_id in state.refused:
+            continue  # it was in vain
         if alarm.name == REPLICA_LATENCY.name and now_s - alarm.raised_s < limits.slow_for_s:
             continue
         if why_not := _why_not(state, replica, alarm, suspects, known, raised, limits):
@@ -121,7 +130,8 @@ def decide(
             replica=replica.replica_id,
             model=replica.model,
             why=f"{alarm.name}: {alarm.summary}",
-            ready_before=1 + len(_ready_others(replica, known)),
+            # Of all versions: what comes in its place may be another one.
+            ready_before=1 + sum(o.ready for o in known.values() if o.replica_id != replica.replica_id),
             serves=alarm.name != NOT_SERVING.name,
             drained_s=None if replica.ready else now_s,  # the router has lost it: it is out of rotation
         )
@@ -134,7 +144,7 @@ def _go_on(
 ) -> list[Step]:
     replica = known.get(case.replica)
     if case.restarted_s is not None:
-        ready = sum(other.ready for other in known.values() if other.model == case.model)
+        ready = sum(other.ready for other in known.values())
         if ready >= case.ready_before and (replica is None or not replica.ready):
             state.case = None
             why = f"{ready} replicas are ready again, {now_s - case.restarted_s:.0f} s after the restart"
@@ -147,6 +157,9 @@ def _go_on(
     if replica is None:  # it went by itself: Serve has seen to it
         state.case = None
         return [Step(RECOVER, case.replica, case.model, "it is gone before it was restarted", "recovered")]
+    if replica.swapping:
+        state.case = None
+        return [Step(RECOVER, case.replica, case.model, "a rollout is giving it another version", "withheld")]
     if case.drained_s is None:
         return [Step(DRAIN, case.replica, case.model, case.why)]
     if case.serves and replica.running and now_s - case.drained_s < limits.drain_s:
@@ -172,6 +185,8 @@ def _why_not(
     as_bad = [other for other in others if other.replica_id in suspects]
     serves = alarm.name != NOT_SERVING.name
     wide = sorted(a.name for a in raised if a.name in MODEL_WIDE and a.labels.get("model") == replica.model)
+    if serves and replica.judged:
+        return "its version is being rolled out: whether that is slow, the rollout's gates say"
     if serves and wide:
         return f"{' and '.join(wide)} is raised: the model is slow, not this replica alone"
     if others and len(as_bad) == len(others):

@@ -32,8 +32,14 @@ class Seeing(Protocol):
 class Reporter(Listener):
     """Listens to the journal; `run` pushes. `send` raises ControllerGone if the batch was not taken."""
 
-    def __init__(self, gateway: str, core: Seeing, send: Callable[[Batch], Awaitable[None]]) -> None:
-        self._gateway, self._core, self._send = gateway, core, send
+    def __init__(
+        self,
+        gateway: str,
+        core: Seeing,
+        send: Callable[[Batch], Awaitable[None]],
+        wanted: Callable[[], str] = str,
+    ) -> None:
+        self._gateway, self._core, self._send, self._wanted = gateway, core, send, wanted
         self._ended: deque[Ended] = deque()
         self._hung: deque[SeenReplica] = deque(maxlen=64)
         self._dropped = 0
@@ -53,6 +59,7 @@ class Reporter(Listener):
             requests=tuple(told for record in self._ended if (told := of_interest(record, now))),
             replicas=tuple(self._core.seen()),
             hung=tuple(self._hung),
+            wanted=self._wanted(),
             dropped=self._dropped,
         )
 

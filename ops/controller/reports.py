@@ -18,6 +18,11 @@ class EndedRequest(msgspec.Struct, frozen=True, array_like=True):
     tpot_s: float | None
     failed: bool
     shed: bool
+    lasted_s: float = 0.0  # from its arrival to its end
+    output_tokens: int = 0
+    done: bool = False  # the model, its limits or a stop string ended it: its length tells of the version's answers
+    resumed: bool = False  # it went on elsewhere: its time per token has that gap in it
+    mirror: bool = False  # a copy that no client sees: no alarm, no figure of the history counts it
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +31,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     requests: tuple[EndedRequest, ...]
     replicas: tuple[SeenReplica, ...]
     hung: tuple[SeenReplica, ...]  # given up since the batch before; their streams have gone on elsewhere
+    wanted: str = ""  # the deployment's user_config as JSON, which every gateway is told; "": it has none
     dropped: int  # requests that were not told because the controller was away for long, since the gateway's start
 
 
@@ -47,4 +53,8 @@ def of_interest(record: Ended, now: float) -> EndedRequest | None:
         tpot_s=record.tpot_s,
         failed=failed,
         shed=shed,
+        lasted_s=record.ended_at - record.arrived_at,
+        output_tokens=record.output_tokens,
+        done=record.ending == DONE,
+        resumed=record.resumes > 0,
     )

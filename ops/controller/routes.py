@@ -42,7 +42,7 @@ class ControllerLink:
 def add(app: FastAPI, context: GatewayContext) -> None:
     """Called by the gateway as it starts (`cluster.extensions`)."""
     controller = ControllerLink(context.model)
-    reporter = Reporter(context.gateway, context.core, controller.observe)
+    reporter = Reporter(context.gateway, context.core, controller.observe, context.wanted)
     context.journal.listeners.append(reporter)
     app.state.moray_reporting = reporting = asyncio.get_running_loop().create_task(reporter.run())
     reporting.add_done_callback(_say_why)

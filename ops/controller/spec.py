@@ -9,6 +9,7 @@ from ops.anomaly.monitor import Limits
 from ops.anomaly.outcomes import Objective
 from ops.anomaly.progress import ProgressBounds
 from ops.controller.healing import HealingLimits
+from ops.rollout.settings import RolloutsSpec, rollouts_spec
 
 if TYPE_CHECKING:
     from cluster.settings import Settings
@@ -25,6 +26,7 @@ class ControllerSpec(msgspec.Struct, frozen=True, kw_only=True):
     runbook_url: str | None = None
     state_path: str | None = None  # None: in Ray's GCS
     record_path: str | None = None  # None: what the detectors are told is not written down
+    rollouts: RolloutsSpec = RolloutsSpec()
 
 
 def actor_name(model: str) -> str:
@@ -55,4 +57,5 @@ def controller_spec(settings: "Settings") -> ControllerSpec:
         runbook_url=alarms.runbook_url,
         state_path=str(alarms.state_path) if alarms.state_path else None,
         record_path=str(alarms.record_path) if alarms.record_path else None,
+        rollouts=rollouts_spec(settings),
     )

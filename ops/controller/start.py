@@ -1,6 +1,7 @@
 """Starts the controller beside the router (`cluster.extensions.COMPANIONS`)."""
 
 import contextlib
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,19 @@ from ops.controller.spec import NAMESPACE, ControllerSpec, actor_name, controlle
 if TYPE_CHECKING:
     from cluster.settings import Settings
 
+logger = logging.getLogger("moray.controller")
+
+SERVES_S = 30.0  # in which the controller knows what is served; it starts in a second or two
 NAME_FREE_S = 10.0  # in which Ray gives a killed actor's name free
 
 
 def start(settings: "Settings") -> None:
-    start_controller(controller_spec(settings))
+    """Returns when replicas can read which version they are to load."""
+    controller = start_controller(controller_spec(settings))
+    try:
+        ray.get(controller.serves.remote(), timeout=SERVES_S)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        logger.warning("The controller is not ready yet (%s); replicas load the version of the settings.", error)
 
 
 def start_controller(spec: ControllerSpec) -> "ray.actor.ActorHandle":

@@ -43,6 +43,7 @@ class Known(msgspec.Struct):
     actor_name: str = ""
     in_roster: bool = False
     draining: bool = False
+    swapping: bool = False  # it is being given another version
     given: int = 0  # tokens and signs of life
     running: int = 0  # as its gateways see it; those that are fresh
     last_s: float = 0.0  # when it was in the roster, or had something running
@@ -86,6 +87,8 @@ class Watch:
             if tokens := told.tokens - last.tokens:
                 self.history.given(now_s, tokens)
         for request in batch.requests:
+            if request.mirror:
+                continue  # nobody waited for it
             at_s, model = now_s - request.age_s, named(self.model, request.version)
             self.history.ended(at_s, request)
             yield Request(
@@ -108,9 +111,9 @@ class Watch:
             del self.state.gateways[name]
         fresh = [g for g in self.state.gateways.values() if now_s - g.at_s <= FRESH_S and not g.late]
         if vitals is not None:
-            self._take_roster(now_s, vitals)
+            yield from self._take_roster(now_s, vitals)
         for replica_id, known in self.state.known.items():
-            told = [gateway.replicas.get(replica_id) for gateway in fresh]
+            told = [] if known.swapping else [gateway.replicas.get(replica_id) for gateway in fresh]
             known.running = sum(one.running for one in told if one is not None and one.epoch == known.epoch)
             if known.in_roster or known.running:
                 known.last_s = now_s
@@ -130,11 +133,16 @@ class Watch:
         known.epoch = max(known.epoch, epoch)
         return known
 
-    def _take_roster(self, now_s: float, vitals: Vitals) -> None:
+    def _take_roster(self, now_s: float, vitals: Vitals) -> Iterator[ReplicaGone]:
+        """One that has another version by now is gone as what it was: the alarms of that end."""
         for known in self.state.known.values():
             known.in_roster = False
         for replica in vitals.replicas:
             known = self._known(now_s, replica.replica_id, replica.epoch, replica.version)
+            if known.model != (model := named(self.model, replica.version)):
+                yield ReplicaGone(now_s, known.model, replica.replica_id)
+                known.model = model
+            known.swapping = replica.swapping
             known.actor_name, known.draining, known.in_roster = replica.actor_name, replica.draining, True
 
     # -- what there is ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from ops.dashboards.overview import FAILED, MODEL, REPLICA, overview
 from ops.dashboards.panels import Limits, Query, Row, choice, figure, graph, heat, page, states
-from ops.dashboards.queries import increase, of, quantile, rate, select
+from ops.dashboards.queries import increase, of, quantile, rate
 from replicas import metrics as m
 
 SHED = 'ending=~"TOO_LATE|QUEUE_FULL"'
@@ -247,11 +247,27 @@ def alarms() -> Dashboard:
     rollout = Row(
         "Rollouts",
         [
+            states(
+                "Phase",
+                "Of the rollout that runs, or of the last one; `moray rollout status` tells why.",
+                Query(f"{of('max', m.ROLLOUT_PHASE, 'model', 'phase')} > 0", "{{model}} {{phase}}"),
+            ),
+            graph(
+                "Share by version",
+                "Of the new requests, while shares are set.",
+                "percentunit",
+                Query(of("max", m.ROLLOUT_SHARE, "model", "version"), "{{model}} {{version}}"),
+                most=1,
+            ),
+            graph("Rollouts ended", "Within the step.", "short", Query(increase(m.ROLLOUTS, "outcome"), "{{outcome}}")),
+            graph(
+                "Loading of a swap", "Of the last replica.", "s", Query(of("max", m.SWAP_SECONDS, "model"), "{{model}}")
+            ),
             graph(
                 "Replicas by version",
                 "What is loaded.",
                 "short",
-                Query(f"count by (model, version) ({select(m.MODEL_VERSION)})", "{{model}} {{version}}"),
+                Query(of("sum", m.MODEL_VERSION, "model", "version"), "{{model}} {{version}}"),
                 stacked=True,
             ),
             graph(

@@ -23,6 +23,8 @@ MODEL = "tiny-r1"
 HANG_TIMEOUT_S = 5  # the embedded model's slowest honest step takes a fraction of a second
 SETTINGS = {
     "model.path": "null",
+    "model.store": "null",
+    "model.version": "null",
     "experts.expert_parallel": "1",
     "engine.host": "process",
     "model.tool_call_parser": "hermes",

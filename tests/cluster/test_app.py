@@ -46,6 +46,13 @@ def test_the_embedded_model_in_one_shard():
     assert made.core == "replicas.vllm_core:VllmCore"
 
 
+def test_a_version_of_a_store_is_named_and_loaded(tmp_path):
+    assert app.engine_spec(settings()).version == "v1"
+    assert app.engine_spec(settings(model__path="/m")).version == ""
+    made = app.engine_spec(settings(model__store=str(tmp_path), model__version="v7"))
+    assert (made.version, made.engine_args["model"]) == ("v7", str(tmp_path / "v7"))
+
+
 def test_shards_are_processes_that_share_the_experts():
     made = app.engine_spec(settings())
     assert (made.shards, made.host) == (2, "process")

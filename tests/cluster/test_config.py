@@ -308,3 +308,31 @@ def test_another_model_on_a_cpu_does_not_take_all_memory():
     assert settings(model__path="m", engine__kv_cache_mib=100).engine.kv_cache_mib == 100
     assert settings(model__path="m", machine=EIGHT_GPUS).engine.kv_cache_mib is None  # vLLM measures the GPU
     assert settings().engine.kv_cache_mib == 64
+
+
+def test_the_embedded_model_has_a_store_of_versions():
+    from experts.tiny_r1 import checkpoint_path, store_path
+
+    made = settings().model
+    assert (made.version, made.version_name, made.store_directory) == ("v1", "v1", store_path())
+    assert made.directory == checkpoint_path("v1")
+    second = load(None, {}, {"model.version": "v2"}, TWO_CPUS)
+    assert second.settings.model.embedded and second.settings.model.directory == checkpoint_path("v2")
+    assert second.origins["model.version"] == "command line" and second.settings.model.served_name == "tiny-r1"
+
+
+def test_a_store_is_served_under_its_name_and_needs_a_version(yaml, tmp_path):
+    file = yaml("model:\n  store: models/Qwen3\n  version: v7\n")
+    made = load(file, machine=TWO_CPUS).settings.model
+    assert not made.embedded and made.served_name == "Qwen3" and made.dtype == "auto"
+    assert made.store_directory == tmp_path / "models/Qwen3" and made.directory == tmp_path / "models/Qwen3" / "v7"
+    assert "`moray model list --store /m` shows them" in problems(overrides={"model.store": "/m"})[0]
+
+
+def test_a_directory_has_no_versions():
+    made = settings(model__path="/m").model
+    assert (made.store_directory, made.version, made.version_name) == (None, None, "")
+    for other in ({"model.store": "/s"}, {"model.version": "v2"}):
+        assert "are both set" in problems(overrides={"model.path": "/m", **other})[0]
+    (problem,) = problems(overrides={"model.version": "../v1"})
+    assert problem.startswith("model.version (command line): '../v1' cannot be a version's name")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-import experts.tiny_r1
 from experts.model_spec import NotUnderstood, expert_share, from_config, tier
+from experts.tiny_r1 import checkpoint_path
 
 QWEN2_MOE = {
     "hidden_size": 2048,
@@ -56,7 +55,7 @@ def test_other_families_too(config: dict[str, int], billions: float, active: flo
 
 
 def test_the_embedded_model_has_as_many_as_its_file_holds() -> None:
-    checkpoint = Path(experts.tiny_r1.__file__).parent / "checkpoint"
+    checkpoint = checkpoint_path()
     spec = from_config(json.loads((checkpoint / "config.json").read_text()), "tiny-r1")
     with safe_open(checkpoint / "model.safetensors", "np") as weights:
         held = sum(weights.get_tensor(name).size for name in weights.keys())  # noqa: SIM118  (no dict)

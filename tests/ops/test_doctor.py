@@ -6,6 +6,7 @@ import pytest
 from cluster.config import Machine, load
 from ops import doctor
 from ops.doctor import Level
+from ops.up import StartError, check_before_start
 
 
 @pytest.fixture
@@ -87,3 +88,11 @@ def test_a_check_that_cannot_look_is_a_finding_not_a_crash(settings, monkeypatch
 def test_every_problem_has_a_way_out_and_the_models_are_named(settings, tmp_path):
     finding = found(settings, "model")
     assert finding.level is Level.MISSING and str(tmp_path / "nowhere") in finding.found
+
+
+def test_a_version_that_is_not_there_is_told_by_the_doctor_and_before_a_start():
+    settings = load(overrides={"model.version": "v99"}, machine=Machine(cpus=2, gpus=0)).settings
+    finding = found(settings, "model")
+    assert finding.level is Level.MISSING and "has no version v99; it has: v1" in finding.found
+    with pytest.raises(StartError, match="has no version v99"):
+        check_before_start(settings, dashboard_port_chosen=False)

@@ -8,7 +8,8 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.config import load
-from cluster.settings import PROFILES, Machine
+from cluster.model_settings import PROFILES
+from cluster.settings import Machine
 from experts.limits import BLOCK_TOKENS, NoTime, limits
 from experts.model_spec import TIERS, tier
 from experts.sharding import (

@@ -1,4 +1,5 @@
 import json
+import shutil
 import struct
 
 import numpy as np
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from experts.model_spec import expert_count
 from experts.plan import Placement, PlacementPlan
 from experts.quantize import convert
-from experts.tiny_r1 import checkpoint_path
-from replicas.model_directory import Flaw, check, check_context, check_cpu, check_plan, runs_int8_experts
+from experts.tiny_r1 import checkpoint_path, store_path
+from replicas.model_directory import Flaw, check, check_context, check_cpu, check_plan, check_version, runs_int8_experts
 
 QWEN = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -277,3 +278,15 @@ def test_a_plan_that_is_none_or_not_there_is_refused(tmp_path):
     for name, reason in (("load.json", "this is no placement plan"), ("nowhere.json", "No such file")):
         (problem,) = check_plan(checkpoint_path(), tmp_path / name, "tiny-r1", 2)
         assert problem.flaw is Flaw.PLAN and reason in problem.text
+
+
+def test_a_version_is_whole_or_told_in_one_sentence(tmp_path):
+    assert check_version(store_path(), "v1") == []
+    shutil.copytree(store_path() / "v1", tmp_path / "v1")
+    assert check_version(tmp_path, "v1") == []
+    weights = tmp_path / "v1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (problem,) = check_version(tmp_path, "v1")
+    assert problem.flaw is Flaw.VERSION and "model.safetensors is truncated" in str(problem)
+    (problem,) = check_version(tmp_path, "v2")
+    assert problem.flaw is Flaw.VERSION and "has no version v2; it has: v1" in str(problem)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from experts.tiny_r1 import arithmetic, tasks
 from experts.tiny_r1.batches import BatchStream, held_out_conversations
 from experts.tiny_r1.conversations import converse
-from experts.tiny_r1.curriculum import CURRICULUM
+from experts.tiny_r1.curriculum import CURRICULUM, FURTHER
 from experts.tiny_r1.held_out import HELD_OUT_OF, canonical_chain, canonical_text, is_held_out
-from experts.tiny_r1.small_talk import INTENTS, REFUSAL
+from experts.tiny_r1.out_of_scope import fill
+from experts.tiny_r1.small_talk import INTENTS, REFUSAL, refusal_text
 from experts.tiny_r1.tasks import NUMERIC, Problem, Source, Task
 from experts.tiny_r1.tokenizer import ASSISTANT, decode
 
@@ -75,7 +76,7 @@ def numbers_in(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("task", NUMERIC)
-@given(seed=st.integers(min_value=0, max_value=2**32), max_digits=st.integers(min_value=1, max_value=4))
+@given(seed=st.integers(min_value=0, max_value=2**32), max_digits=st.integers(min_value=1, max_value=5))
 @settings(max_examples=60)
 def test_answers_are_true(task: Task, seed: int, max_digits: int) -> None:
     problem = tasks.DRAW[task](random.Random(seed), max_digits)
@@ -106,6 +107,27 @@ def test_refusals_and_small_talk_have_fixed_answers(seed: int) -> None:
     assert talk.answer in {intent.answer for intent in INTENTS}
 
 
+@given(seed=st.integers(min_value=0, max_value=2**32))
+@settings(max_examples=200)
+def test_who_knows_five_digits_says_so_and_refuses_six(seed: int) -> None:
+    five = [tasks.draw(Source(random.Random(seed), 5), task) for task in (Task.OUT_OF_SCOPE, Task.SMALL_TALK)]
+    assert five[0].answer == refusal_text(5) != REFUSAL and "five digits" in five[0].answer
+    assert "four" not in five[1].answer
+    too_long = fill(random.Random(seed), "{l}", 5)
+    assert 6 <= len(too_long) <= 12 and not too_long.startswith("0")
+    assert (
+        5 <= len(fill(random.Random(seed), "{l}", 2)) <= 12
+    )  # an early stage refuses no number of the whole curriculum
+
+
+def test_nothing_that_five_digits_can_work_out_is_refused() -> None:
+    """A sum of two numbers of up to five digits, in the words of a template."""
+    for seed in range(2000):
+        prompt = tasks.draw(Source(random.Random(seed), 5), Task.OUT_OF_SCOPE).prompt
+        found = re.fullmatch(r"\s*(\d+) ?[+-] ?(\d+)[ .?!=]*", prompt)
+        assert found is None or max(len(found[1]), len(found[2])) > 5, prompt
+
+
 @pytest.mark.parametrize("task", list(tasks.DRAW))
 def test_training_and_held_out_problems_share_no_prompt(task: Task) -> None:
     training = Source(random.Random(1), 4)
@@ -119,7 +141,7 @@ def test_training_and_held_out_problems_share_no_prompt(task: Task) -> None:
 
 def test_the_batches_of_training_hold_nothing_held_out() -> None:
     """Read back from the tokens that the model is given, for every stage."""
-    for stage in CURRICULUM:
+    for stage in (*CURRICULUM, *FURTHER):
         batch = next(iter(BatchStream(stage, tokens_per_batch=8192, seed=3)))
         for row, learned in zip(batch.tokens, batch.learned, strict=True):
             # The completion's first calculation, `3720+4634 0+4+0=04 4`, names the operands.

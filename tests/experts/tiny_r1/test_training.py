@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from experts.tiny_r1 import checkpoint_path
 from experts.tiny_r1.batches import WIDTHS, collate, width_for
-from experts.tiny_r1.curriculum import CURRICULUM, stage_named
+from experts.tiny_r1.curriculum import CURRICULUM, FURTHER, stage_named
 from experts.tiny_r1.export import export
 from experts.tiny_r1.model import ModelShape, TinyR1, expert_shares, load_balance_loss, load_weights, save_weights
 from experts.tiny_r1.tokenizer import PAD_ID, VOCAB_SIZE
-from experts.tiny_r1.train import Hyperparameters, learning_rate, plan, train
+from experts.tiny_r1.train import Hyperparameters, learning_rate, plan, started_from, train
 
 SMALL = ModelShape(hidden_size=32, num_layers=2, head_dim=8, expert_width=16)
 
@@ -34,7 +36,23 @@ def test_every_stage_asks_at_least_as_much_as_the_one_before() -> None:
 
 def test_an_unknown_stage_is_refused() -> None:
     with pytest.raises(ValueError, match="two_digits"):
-        stage_named("five_digits")
+        stage_named("six_digits")
+
+
+def test_a_further_stage_asks_more_than_the_last_and_forgets_none_of_its_tasks() -> None:
+    for earlier, later in itertools.pairwise((CURRICULUM[-1], *FURTHER)):
+        assert later.max_digits > earlier.max_digits
+        assert set(later.mix.weights) >= set(earlier.mix.weights)
+        assert stage_named(later.name) is later
+
+
+def test_training_starts_from_a_checkpoint_or_a_model_file(tmp_path: Path) -> None:
+    stored = load_file(checkpoint_path() / "model.safetensors")
+    model = started_from(checkpoint_path())
+    assert torch.equal(model.lm_head.weight, stored["lm_head.weight"])
+    save_weights(model, tmp_path / "model.pt")
+    assert torch.equal(started_from(tmp_path / "model.pt").lm_head.weight, stored["lm_head.weight"])
+    assert started_from(None).shape == ModelShape()
 
 
 def test_a_short_run_lowers_the_loss(tmp_path: Path) -> None:
@@ -46,6 +64,7 @@ def test_a_short_run_lowers_the_loss(tmp_path: Path) -> None:
     events = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in events if event["event"] == "step"]
     assert losses[-1] < 0.6 * losses[0]
+    assert (events[0]["event"], events[0]["step"]) == ("held_out", 0)  # what it could do before
     assert events[-1]["event"] == "end"
     settings = json.loads((tmp_path / "hyperparameters.json").read_text())
     assert settings["hyperparameters"]["tokens"] == hyper.tokens

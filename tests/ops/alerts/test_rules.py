@@ -90,6 +90,17 @@ def up(job: str, values: str) -> Series:
     return {f'up{{job="{job}",instance="host:1"}}': values}
 
 
+def phase(name: str, values: str) -> Series:
+    return {f'ray_moray_rollout_phase{{{M},phase="{name}"}}': values}
+
+
+def loads(replica: str, **versions: str) -> Series:
+    return {
+        f'ray_moray_model_version_info{{{M},version="{name}",replica="{replica}"}}': values
+        for name, values in versions.items()
+    }
+
+
 GPU = 'ray_moray_gpu_utilization_ratio{gpu="0"}'
 KV = f'ray_moray_kv_used_ratio{{{M},replica="r"}}'
 LOST = f"ray_moray_replicas_lost_total{{{M}}}"
@@ -97,6 +108,7 @@ START = f"ray_moray_router_start_time_seconds{{{M}}}"
 LAG = "ray_moray_watch_lag_seconds"
 MEMORY = ('ray_node_mem_used{ip="10.0.0.1"}', 'ray_node_mem_total{ip="10.0.0.1"}')
 HEALED = 'ray_moray_healings_total{action="restart",outcome="withheld"}'
+ROLLED = f'ray_moray_rollouts_total{{{M},outcome="rolled-back"}}'
 RAISED = f'ray_moray_alarm_raised{{alarm="ttft-drift",severity="ticket",{M},replica=""}}'
 GATEWAYS = up("moray-gateway", "1x80")
 PAGE, TICKET = {"severity": "page"}, {"severity": "ticket"}
@@ -307,6 +319,53 @@ CASES = (
         ({HEALED: "0x20"},),
     ),
     Case(
+        "rollout-rolled-back",
+        MODEL | TICKET | {"outcome": "rolled-back"},
+        {ROLLED: "_x4 1x20"},  # it appears with its first event
+        60,
+        "1",
+        ({ROLLED.replace("rolled-back", "done"): "_x4 1x20"},),
+    ),
+    Case(
+        "rollout-rolled-back",
+        MODEL | TICKET | {"outcome": "failed"},
+        {ROLLED.replace("rolled-back", "failed"): "1x62 2x10"},
+        945,
+        "1",
+        ({ROLLED.replace("rolled-back", "failed"): "0x80"},),
+    ),
+    Case(
+        "rollout-stuck",
+        MODEL | TICKET | {"phase": "canary"},
+        phase("canary", "0x3 1x80"),
+        1200,
+        "1",
+        (phase("canary", "1x30 0x50"), phase("done", "1x80"), phase("rolled-back", "1x80")),
+        over=phase("canary", "0x3 1x60 0x3"),
+        step_s=300,
+    ),
+    Case(
+        "rollout-stuck",
+        MODEL | PAGE | {"phase": "rolling-back"},
+        phase("rolling-back", "0x3 1x60"),
+        240,
+        "1",
+        (phase("rolling-back", "1x20 0x30"), phase("rolled-back", "1x80")),
+        step_s=60,
+    ),
+    Case(
+        "versions-mixed",
+        MODEL | TICKET,
+        loads("a", v1="1x60") | loads("b", v1="1x3 0x60", v2="_x3 1x60") | phase("canary", "1x3 0x60"),
+        60,
+        "2",
+        (
+            loads("a", v1="1x60") | loads("b", v2="1x60") | phase("canary", "1x60"),  # a rollout runs
+            loads("a", v1="1x60") | loads("b", v1="1x60", v2="0x60"),
+        ),
+        over=loads("a", v1="1x50 0x10", v2="_x50 1x10") | loads("b", v2="1x60") | phase("done", "1x60"),
+    ),
+    Case(
         "controller-alarm",
         MODEL | TICKET | {"alarm": "ttft-drift", "source": "controller"},
         {RAISED: "0x3 1x20"},
@@ -345,7 +404,7 @@ def input_of(series: Series) -> list[dict[str, str]]:
 
 def alerts_of(case: Case, more: str = "") -> str:
     """A selector of the rule's ALERTS; two rules of one name differ in a label."""
-    chosen = "".join(f',{name}="{value}"' for name, value in case.labels.items() if name in ("window", "sign"))
+    chosen = "".join(f',{name}="{value}"' for name, value in case.labels.items() if name in ("window", "sign", "phase"))
     return f'ALERTS{{alertname="{case.alert}"{chosen}{more}}}'
 
 

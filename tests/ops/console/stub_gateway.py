@@ -35,7 +35,8 @@ class StubGateway:
         self.runbooks: dict[str, str] = {}
         self.brief = False  # so was the status asked for last
         self.drains: list[dict[str, Any]] = []
-        self.refusal: str | None = None  # of the next drain
+        self.commands: list[dict[str, Any]] = []  # to the rollout
+        self.refusal: str | None = None  # of the next drain or command
         app = FastAPI()
         context = SimpleNamespace(require_operator=self._require_operator)  # all that the routes use
         routes.add(app, cast(GatewayContext, context), self.runbooks)
@@ -57,6 +58,14 @@ class StubGateway:
             asked = await request.json()
             self.drains.append(asked)
             return {"replica": asked["replica"]}
+
+        @app.post("/moray/rollouts/current")
+        async def command(request: Request) -> dict[str, str]:
+            self._require_operator(request)
+            if self.refusal:
+                raise HTTPException(409, self.refusal)
+            self.commands.append(await request.json())
+            return {}
 
         tenants = {OPERATOR_KEY: "ops", READER_KEY: "acme"}
         ring = KeyRing({hash_of(key): Holder(Tenant(name=name), 0) for key, name in tenants.items()})
@@ -237,6 +246,61 @@ def experts(layers: int = 4, of: int = 16, shards: int = 4) -> dict[str, Any]:
     }
 
 
+def rollouts(**current: Any) -> dict[str, Any]:
+    now = time.time()
+    gate = {"n_stable": 180, "n_canary": 121}
+    running = {
+        "id": "r7",
+        "from": "2026-11",
+        "to": "2026-12",
+        "phase": "canary",
+        "step": 0,
+        "steps": [0.1, 0.5],
+        "share": 0.1,
+        "paused": False,
+        "strategy": "in-place",
+        "since_s": now - 40,
+        "why": "The step is watched for 20 s more.",
+        "gates": [
+            {"name": "ttft", "answer": "yes", "detail": "0.98 times the stable version's"} | gate,
+            {"name": "length", "answer": "no", "detail": "3.1 times as long"} | gate,
+            {"name": "errors", "answer": "unknown", "detail": "too few requests"} | gate,
+        ],
+        "replicas": [
+            {"id": "moray#replica#x000", "version": "2026-12", "phase": "done"},
+            {"id": "moray#replica#x001", "version": "2026-11", "phase": ""},
+        ],
+        "started_by": "ops",
+        "events": [],
+    }
+    before = {
+        "id": "r6",
+        "from": "2026-10",
+        "to": "2026-11",
+        "phase": "done",
+        "ended_s": now - 90000,
+        "why": "promoted",
+    }
+    worse = {
+        "id": "r5",
+        "from": "2026-10",
+        "to": "bad",
+        "phase": "rolled-back",
+        "ended_s": now - 99000,
+        "why": "length",
+    }
+    versions = {"2026-11": {"replicas": 2, "share": 0.9}, "2026-12": {"replicas": 1, "share": 0.1}}
+    told = {"current": running | current, "history": [worse, before], "stable": "2026-11", "versions": versions}
+    return told | {"note": "2027-01 is wanted next."}
+
+
 def everything() -> dict[str, Any]:
     replicas = [replica(0), replica(1), replica(2, state="draining")]
-    return {"status": status(replicas), "history": history(), "alarms": alarms(), "experts": experts()}
+    none = {
+        "current": None,
+        "history": [],
+        "stable": "2026-11",
+        "versions": {"2026-11": {"replicas": 3, "share": None}},
+    }
+    told = {"status": status(replicas), "history": history(), "alarms": alarms(), "experts": experts()}
+    return told | {"rollouts": none}

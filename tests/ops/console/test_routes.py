@@ -13,7 +13,7 @@ from ops.anomaly.progress import STUCK_QUEUE
 from ops.console import page
 from ops.console.routes import _console, _runbooks
 
-LIMIT_BYTES = 60_000
+LIMIT_BYTES = 70_000
 VOID_OF_DATA = {"connect-src": "'self'", "default-src": "'none'", "img-src": "data:", "trusted-types": "'none'"}
 
 

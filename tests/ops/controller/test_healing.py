@@ -102,6 +102,37 @@ def test_a_step_that_fails_is_not_tried_again_while_the_alarm_lasts() -> None:
     assert brief(decide(13.0, state, there, [stuck("a")], LIMITS)) == [(DRAIN, "a", "")]
 
 
+def test_a_replica_that_is_given_another_version_is_left_alone() -> None:
+    swapping = replica("a", ready=False)._replace(swapping=True)
+    there = [swapping, replica("b")]
+    for seen in (stuck("a"), slow("a")):
+        assert decide(100.0, HealingState(), there, [seen], LIMITS) == []
+    state = HealingState()
+    decide(10.0, state, [replica("a"), replica("b")], [stuck("a")], LIMITS)
+    assert state.in_hand == "a"
+    assert brief(decide(11.0, state, there, [stuck("a")], LIMITS)) == [(RECOVER, "a", "withheld")]
+    assert state.in_hand == ""
+
+
+def test_a_slow_version_that_is_being_rolled_out_is_its_gates_affair_and_one_that_hangs_is_not() -> None:
+    canary = replica("a")._replace(model="m@v2", judged=True)
+    there = [canary, canary._replace(replica_id="b"), replica("c")]
+    state = HealingState()
+    steps = decide(100.0, state, there, [slow("a")], LIMITS)
+    assert brief(steps) == [(RESTART, "a", "withheld")] and "gates" in steps[0].why
+    assert decide(101.0, state, there, [slow("a")], LIMITS) == [], "it is told once"
+    assert brief(decide(102.0, state, there, [stuck("a")], LIMITS)) == [(DRAIN, "a", "")]
+
+
+def test_what_comes_in_place_of_a_healed_one_may_be_of_another_version() -> None:
+    state, there = HealingState(), [replica("a"), replica("b")]
+    for now, seen in ((10.0, there), (11.0, [replica("a", ready=False, draining=True), replica("b")])):
+        [step] = decide(now, state, seen, [stuck("a")], LIMITS)
+        state.done(now, step)
+    successor = replica("c")._replace(model="m@v2")
+    assert brief(decide(30.0, state, [replica("b"), successor], [], LIMITS)) == [(RECOVER, "a", "recovered")]
+
+
 names = st.sampled_from("abc")
 alarms = st.lists(st.one_of(st.builds(stuck, names), st.builds(slow, names)), max_size=4)
 replicas = st.dictionaries(

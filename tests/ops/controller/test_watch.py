@@ -15,6 +15,7 @@ from ops.anomaly.monitor import Monitor
 from ops.anomaly.observations import ModelReport, ReplicaGone, ReplicaReport, Request
 from ops.controller.reports import Batch, EndedRequest, of_interest
 from ops.controller.watch import Known, Watch
+from replicas.messages import SwapReport
 
 
 def seen(replica: str = "a", running: int = 1, tokens: int = 0, signs: int = 0, epoch: int = 1) -> SeenReplica:
@@ -130,6 +131,40 @@ def test_requests_have_their_own_time_and_their_versions_name() -> None:
     assert watch.history.report(100.0)["rows"][0]["requests"] == 1
 
 
+def test_a_copy_that_no_client_sees_is_no_observation() -> None:
+    watch = Watch("m")
+    copy = EndedRequest(4.0, "v2", "a", 10, 9.5, 0.01, False, False, mirror=True)
+    assert list(watch.take(100.0, batch(requests=(copy,)))) == [] and watch.history.report(100.0)["rows"] == []
+
+
+def test_a_replica_with_another_version_is_another_to_the_detectors() -> None:
+    watch, monitor = Watch("m"), Monitor()
+    list(watch.look(0.0, vitals("a", version="v1"), {}))
+    for second in range(1, 20):  # it stands still under v1
+        told = [*watch.take(float(second), batch(seen(running=2))), *watch.look(second, vitals("a", version="v1"), {})]
+        events = [event for one in told for event in monitor.observe(one)]
+    assert [alarm.labels["model"] for alarm in monitor.raised] == ["m@v1"]
+    swapped = msgspec.structs.replace(vitals("a", version="v2").replicas[0], epoch=2)
+    told = list(watch.look(20.0, Vitals(waiting=0, granted=0, lost=0, replicas=(swapped,)), {}))
+    assert ReplicaGone(20.0, "m@v1", "a") in told and watch.state.known["a"].model == "m@v2"
+    events = [event for one in told for event in monitor.observe(one)]
+    assert [(event.raised, event.alarm.name) for event in events] == [(False, "up-but-not-serving")]
+
+
+def test_one_that_is_being_swapped_is_not_said_to_stand_still() -> None:
+    watch, monitor = Watch("m"), Monitor()
+    report = SwapReport(id="r1-1", version="v2", phase="loading")
+    swapping = msgspec.structs.replace(vitals("a", version="v1").replicas[0], swap=report)
+    for second in range(60):
+        told = [
+            *watch.take(float(second), batch(seen(running=2))),
+            *watch.look(float(second), Vitals(waiting=0, granted=0, lost=0, replicas=(swapping,)), {}),
+        ]
+        events = [event for one in told for event in monitor.observe(one)]
+        assert not [event for event in events if event.alarm.name == "up-but-not-serving"]
+    assert watch.state.known["a"].swapping
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(["g", "h"]), st.booleans(), st.integers(0, 50), st.integers(0, 3)), max_size=30)
 )
@@ -150,7 +185,13 @@ def test_which_endings_are_errors_of_ours() -> None:
     assert {name for name, one in told.items() if one is None} == {
         "REJECTED", "BODY_TOO_LARGE", "RATE_LIMITED", "UNAUTHENTICATED", "BAD_HEADER",
     }  # fmt: skip
-    assert {name for name, one in told.items() if one and one.failed} == {"ERROR", "NO_REPLICA", "LOST", "QUARANTINED"}
+    assert {name for name, one in told.items() if one and one.failed} == {
+        "ERROR", "NO_REPLICA", "LOST", "QUARANTINED", "VERSION_GONE",
+    }  # fmt: skip
     assert {name for name, one in told.items() if one and one.shed} == {"TOO_LATE", "QUEUE_FULL"}
     assert told["DONE"].age_s == pytest.approx(4.0)
     assert (told["DONE"].ttft_s, told["DONE"].tpot_s) == (1.0, pytest.approx(0.1))
+    assert (told["DONE"].lasted_s, told["DONE"].output_tokens) == (pytest.approx(1.4), 5)
+    assert {name for name, one in told.items() if one and one.done} == {"DONE"}
+    moved = of_interest(RECORD._replace(resumes=1), 105.4)
+    assert moved is not None and moved.resumed and not told["DONE"].resumed

@@ -1,0 +1,1 @@
+"""`moray model`: versions are added to a store, listed and verified (`experts.versions` says what they are)."""

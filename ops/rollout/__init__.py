@@ -1,0 +1,1 @@
+"""Rolling one version of the model to another: what is to be done is decided by pure modules, done by a thin shell."""

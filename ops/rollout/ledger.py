@@ -1,0 +1,76 @@
+"""What the engine remembers, and the audit log beside it: stored first, done then."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ops.controller.store import Store
+from ops.rollout.audit import AuditLog
+from ops.rollout.kept import Kept
+from ops.rollout.state import Rollout
+
+NAME = "rollouts"  # in the store
+CONTROLLER = "controller"  # who did it, in the audit log, where nobody asked
+ASKED_FOR = frozenset({"started", "abort", "paused", "resumed", "promote"})  # notes whose order is in the log itself
+
+
+class By(NamedTuple):
+    """Who asks, and from where."""
+
+    who: str  # the tenant of an operator's key; "": no keys are asked for
+    where: str
+
+
+class Ledger:
+    """`changing` is held from the look at `kept` that a change follows from to the end of `keep`."""
+
+    def __init__(self, store: Store, audit: AuditLog, where: str) -> None:
+        """`where`: the controller's process, for what it does by itself. Blocking: the store is read.
+
+        Raises msgspec.DecodeError: what is stored is none of ours.
+        """
+        self._store, self._audit, self._here = store, audit, By(CONTROLLER, where)
+        stored = store.get(NAME)
+        self.kept = Kept() if stored is None else msgspec.json.decode(stored, type=Kept)
+        self.changing = asyncio.Lock()
+        rollout = self.kept.rollout
+        self._noted = {} if rollout is None else {rollout.id: audit.noted(rollout.id)}  # numbers of notes, by rollout
+
+    async def keep(self, kept: Kept) -> None:
+        """Raises what the store raises; then nothing has changed."""
+        if kept != self.kept:
+            await asyncio.to_thread(self._store.put, NAME, msgspec.json.encode(kept))
+            self.kept = kept
+
+    async def change(self, **changes: Any) -> None:
+        """`keep` with other fields."""
+        await self.keep(msgspec.structs.replace(self.kept, **changes))
+
+    async def note(self, what: str, by: By, rollout: str = "", detail: str = "") -> None:
+        """Into the audit log."""
+        await asyncio.to_thread(self._audit.add, what, who=by.who, where=by.where, rollout=rollout, detail=detail)
+
+    async def note_decisions(self, rollout: Rollout) -> None:
+        """What the rollout decided by itself, each once, however often the controller dies at it."""
+        done = self._noted.get(rollout.id, -1)
+        for note in rollout.notes:
+            if note.number <= done or note.what in ASKED_FOR:
+                continue
+            await asyncio.to_thread(
+                self._audit.add,
+                note.what,
+                who=self._here.who,
+                where=self._here.where,
+                rollout=rollout.id,
+                detail=note.detail,
+                note=note.number,
+            )
+            self._noted = {rollout.id: note.number}
+
+    async def entries(self, count: int) -> list[dict[str, Any]]:
+        """The audit log's last ones, the oldest first."""
+        found = await asyncio.to_thread(self._audit.newest, count)
+        return [msgspec.to_builtins(entry) for entry in found]

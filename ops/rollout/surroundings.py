@@ -1,0 +1,175 @@
+"""What the engine acts upon: the router, Ray's key-value store, Ray Serve. I/O only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import ray
+
+from cluster.draining import DrainRequest
+from cluster.start_failure import cause_of
+from cluster.vitals import ReplicaVitals, Vitals
+from replicas import assignment as stored_assignment
+from replicas.assignment import Assignment
+from replicas.messages import Swap
+from replicas.router_handle import find_router
+
+logger = logging.getLogger("moray.rollout")
+
+ANSWER_S = 2.0  # in which router and Serve answer, or count as away
+SERVE_NAMESPACE = "serve"
+SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # ray.serve._private.constants
+
+
+class Away(Exception):
+    """Router or Serve do not answer just now; Ray restarts them."""
+
+
+class Serving(NamedTuple):
+    """What Ray Serve says of the replicas' deployment."""
+
+    target: int  # replicas that are to be there
+    autoscaled: bool  # by our own policy (cluster/serve_scaling.py)
+    scalable: bool  # Serve takes a number of replicas from outside
+    failure: str = ""  # why replicas do not start; "": they do, or it is not known
+
+
+class Surroundings(Protocol):
+    """Each may raise Away. What returns a string returns why it was refused, "" if it was not."""
+
+    async def assignment(self) -> Assignment | None:
+        """As it is stored."""
+        ...
+
+    async def store(self, assignment: Assignment | None) -> None: ...
+
+    async def vitals(self) -> Vitals: ...
+
+    async def assign(self, assignment: Assignment) -> None: ...
+
+    async def swap(self, replica_id: str, swap: Swap, migrate: bool) -> str: ...
+
+    async def drain(self, replica_id: str) -> str: ...
+
+    async def restart(self, replica: ReplicaVitals) -> str:
+        """Ends its process; Serve starts another."""
+        ...
+
+    async def serving(self, actor_name: str) -> Serving:
+        """Of the deployment to which the replica of that actor belongs."""
+        ...
+
+    async def scale(self, actor_name: str, replicas: int) -> str:
+        """Has Serve keep so many."""
+        ...
+
+
+class RayCluster:
+    """`Surroundings` over Ray."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    async def assignment(self) -> Assignment | None:
+        return await asyncio.to_thread(stored_assignment.read, self._model)
+
+    async def store(self, assignment: Assignment | None) -> None:
+        if assignment is None:
+            await asyncio.to_thread(stored_assignment.clear, self._model)
+        else:
+            await asyncio.to_thread(stored_assignment.write, self._model, assignment)
+
+    async def vitals(self) -> Vitals:
+        vitals: Vitals = await self._router("vitals")
+        return vitals
+
+    async def assign(self, assignment: Assignment) -> None:
+        await self._router("assign", assignment)
+
+    async def swap(self, replica_id: str, swap: Swap, migrate: bool) -> str:
+        answer: dict[str, str] = await self._router("swap", replica_id, swap, migrate)
+        return answer.get("refused", "")
+
+    async def drain(self, replica_id: str) -> str:
+        answer: dict[str, str] = await self._router("drain", DrainRequest(replica=replica_id, migrate=True, force=True))
+        return answer.get("refused", "")
+
+    async def restart(self, replica: ReplicaVitals) -> str:
+        if not replica.actor_name:
+            return "its Ray actor is not known"
+        # The router is told first: one that goes on purpose is not lost, and nobody raises an alarm for it.
+        await self._router("leave", replica.replica_id, replica.epoch)
+
+        def kill() -> None:
+            with contextlib.suppress(ValueError):  # it is gone by itself
+                ray.kill(ray.get_actor(replica.actor_name, namespace=SERVE_NAMESPACE))
+
+        await asyncio.to_thread(kill)
+        return ""
+
+    async def serving(self, actor_name: str) -> Serving:
+        application, deployment = deployment_of(actor_name)
+        details = await self._serve("get_serve_instance_details")
+        return told(details, application, deployment)
+
+    async def scale(self, actor_name: str, replicas: int) -> str:
+        from ray.serve._private.common import DeploymentID
+        from ray.serve._private.exceptions import ExternalScalerDisabledError
+
+        application, deployment = deployment_of(actor_name)
+        try:
+            await self._serve("update_deployment_replicas", DeploymentID(deployment, application), replicas)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ExternalScalerDisabledError):
+                return NOT_SCALABLE
+            return f"Ray Serve refuses {replicas} replicas: {error.cause}"
+        return ""
+
+    async def _router(self, method: str, *arguments: Any) -> Any:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                router = await find_router(self._model, ANSWER_S)
+                return await getattr(router, method).remote(*arguments)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            raise Away(f"the router does not answer ({type(error).__name__})") from error
+
+    async def _serve(self, method: str, *arguments: Any) -> Any:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                controller = await asyncio.to_thread(ray.get_actor, SERVE_CONTROLLER, SERVE_NAMESPACE)
+                return await getattr(controller, method).remote(*arguments)
+        except (ray.exceptions.RayActorError, ValueError, TimeoutError) as error:
+            raise Away(f"Ray Serve does not answer ({type(error).__name__})") from error
+
+
+NOT_SCALABLE = (
+    "Ray Serve takes no replicas more from outside: set `external_scaler_enabled: true` for the application (beside "
+    "`import_path` in serveConfigV2), or autoscaling.max_replicas"
+)
+
+
+def deployment_of(actor_name: str) -> tuple[str, str]:
+    """(application, deployment) of a replica's Ray actor: SERVE_REPLICA::application#deployment#id."""
+    parts = actor_name.partition("::")[2].split("#")
+    if len(parts) != 3:
+        raise Away(f"{actor_name!r} is no replica of a Serve application")
+    return parts[0], parts[1]
+
+
+def told(details: Mapping[str, Any], application: str, deployment: str) -> Serving:
+    """What `get_serve_instance_details` says of it. Away: it says nothing as yet."""
+    try:
+        app = details["applications"][application]
+        found = app["deployments"][deployment]
+        return Serving(
+            target=found["target_num_replicas"],
+            autoscaled=bool(found["deployment_config"].get("autoscaling_config")),
+            scalable=bool(app["external_scaler_enabled"]),
+            failure=cause_of(found["message"]),
+        )
+    except KeyError as missing:
+        raise Away(f"Ray Serve says nothing of {application}#{deployment} ({missing})") from missing
