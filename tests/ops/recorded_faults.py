@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from ops.anomaly.baseline import HOUR_S
+from ops.anomaly.baseline import HOUR_S, WINDOW_S
 from ops.drill.strikes import Brake, Hold
 from ops.own_session import OwnSession, own_session
 from ops.processes import Process
-from ops.victims import engine_here
+from ops.victims import engine_here, router_here
 
 RECORDED = Path(__file__).parent / "anomaly" / "recorded"
 
@@ -79,7 +79,7 @@ def overload(
 
 
 @contextmanager
-def paced(session: OwnSession, clients: int, each_s: float, tokens: int) -> Iterator[None]:
+def paced(session: OwnSession, clients: int, each_s: float, tokens: int, prompt: str | None = None) -> Iterator[None]:
     """Completions beside what happens. Each client begins one every `each_s`, or at once when the last took longer."""
     over = threading.Event()
 
@@ -90,8 +90,8 @@ def paced(session: OwnSession, clients: int, each_s: float, tokens: int) -> Iter
                 if over.wait(max(due - time.monotonic(), 0.0)):
                     return
                 due = max(due + each_s, time.monotonic())
-                prompt = f"What is {100 + i % 800}+{900 - i % 700}?"
-                body = {"model": "tiny-r1", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+                asked = prompt or f"What is {100 + i % 800}+{900 - i % 700}?"
+                body = {"model": "tiny-r1", "prompt": asked, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
                 http.post("/v1/completions", json=body)
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(clients)]
@@ -118,6 +118,21 @@ def status(session: OwnSession) -> dict[str, Any]:
     return told
 
 
+def drifts(session: OwnSession, folder: Path) -> None:
+    """Two days of a baseline; then a router that gets little of its CPU, and when that is over such an engine.
+
+    The router is on the way of a first token and on none's after it; the engine is on both's.
+    """
+    hour_s = HOUR_S / DRIFT_STRETCH
+    with paced(session, clients=1, each_s=hour_s / 104, tokens=12):
+        time.sleep((2 * 24 + 1 + 24 * WINDOW_S / HOUR_S) * hour_s)
+        now = status(session)
+        [replica] = now["replicas"]
+        for process, stopped_s, running_s in ((router_here(now), 0.06, 0.01), (engine_here(replica), 0.002, 0.004)):
+            braked(process, stopped_s, running_s, 1.5 * hour_s)
+            time.sleep(1.5 * hour_s)
+
+
 def stalls(session: OwnSession, folder: Path) -> None:
     """An engine that stands still for half a second every eight: one request in forty is late, for hours.
 
@@ -131,7 +146,7 @@ def stalls(session: OwnSession, folder: Path) -> None:
         time.sleep(1.25 * six_hours_s)
 
 
-BURN_STRETCH = 240.0
+DRIFT_STRETCH, BURN_STRETCH = 600.0, 240.0
 TWO = {"replicas.count": "2", "experts.expert_parallel": "1"}
 ONE = {"replicas.count": "1", "experts.expert_parallel": "1"}
 FAULTS = {
@@ -159,6 +174,13 @@ FAULTS = {
         frozenset({"replica-latency", "model-latency", "slo-burn-fast"}),
         frozenset({"replica-latency", "model-latency"}),
         overload,
+    ),
+    "drifts": Fault(
+        ONE,
+        frozenset({"ttft-drift", "tpot-drift"}),
+        frozenset({"ttft-drift", "tpot-drift"}),
+        drifts,
+        stretch=DRIFT_STRETCH,
     ),
     "stalls": Fault(
         ONE | {"alarms.ttft_s": "0.2"},

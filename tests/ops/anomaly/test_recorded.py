@@ -29,6 +29,17 @@ def test_a_recorded_fault_is_told(name: str) -> None:
     assert {event.alarm.name for event in events if not event.raised} == fault.resolved
 
 
+def test_a_drift_is_told_of_its_own_fault_and_is_over_before_the_next() -> None:
+    """The router was slow, then the engine, which delays first tokens as well; of the model and of its one replica."""
+    told = [(event.raised, event.alarm.name) for event in replayed("drifts")]
+    router, engine = [(True, "ttft-drift")] * 2, [(True, "ttft-drift")] * 2 + [(True, "tpot-drift")] * 2
+    assert told == [*router, *over(router), *engine, *over(engine)]
+
+
+def over(raised: list[tuple[bool, str]]) -> list[tuple[bool, str]]:
+    return [(False, name) for _, name in raised]
+
+
 def test_a_stretched_recording_has_more_time_between_its_lines_and_the_same_latencies() -> None:
     began = Request(10.0, "m", "r", 7, 0.25, 0.01)
     seen = [Told(10.0, began), Told(10.5, None), Told(12.0, ReplicaGone(12.0, "m", "r"))]
