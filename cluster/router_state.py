@@ -257,7 +257,8 @@ class RouterState:
         """The load since the last call; None: nothing scales."""
         if self._window is None:
             return None
-        return self._window.observe(now, self._batcher.replicas(), self._batcher.placed, bool(self._gateways))
+        report = self._window.observe(now, self._batcher.replicas(), self._batcher.placed, bool(self._gateways))
+        return report._replace(extra=self._assignment.extra if self._assignment is not None else 0)
 
     def scaled(self, decided: Decided) -> None:
         """What was decided of it, before Serve acts on it."""

@@ -94,6 +94,14 @@ async def test_a_model_without_versions_has_no_assignment_and_nothing_to_roll() 
     assert "moray model add" in one.engine.report()["note"] and one.engine.report()["stable"] == ""
 
 
+async def test_what_cannot_be_read_is_told_and_the_assignment_still_counts(shell: Make, caplog) -> None:
+    one = shell()
+    one.cluster.stored = Assignment(revision=3, stable="v2", new_replica="v2", directories={"v2": "/v2"})
+    one.memory.values[NAME] = b"of another Moray"
+    await one.restarted()
+    assert one.engine.stable == "v2" and "begins anew" in caplog.text
+
+
 # -- orders -----------------------------------------------------------------------------------------------------------
 
 
