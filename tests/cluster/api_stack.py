@@ -26,6 +26,7 @@ OVERRIDES = {
     # Other tests have loaded torch by now, with a thread for each CPU; on one CPU they would wait for each other.
     "engine.own_cpu": False,
     "model.tool_call_parser": "hermes",
+    "metrics.enabled": False,  # a process has one registry, and pytest's may have several stacks in turn
 }
 
 
