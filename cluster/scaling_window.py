@@ -27,6 +27,7 @@ class Report(NamedTuple):
     seen: Observation  # `loading` is not known here: 0
     pace: Pace | None  # of one replica; None: not learned yet
     load_s: float | None  # seconds that the slowest of the last replicas took to load; None: there was none
+    extra: int = 0  # replicas that a rollout wants on top of those that the load asks for
 
 
 class Decided(NamedTuple):

@@ -7,7 +7,7 @@ replica left nobody could tell it that somebody asks; the router, which holds th
 
 Serve counts replicas that it wants, the decision those that take requests or will:
 
-    Serve's target = ready + loading + draining (an operator's wish: `moray drain`)
+    Serve's target = ready + loading + draining (an operator's wish: `moray drain`) + extra (a rollout's wish)
 
 What Serve has too many it is stopping already, though the router may still see it for a moment. What it lacks is
 loading; but not for ever: what has not come within `replicas.start_timeout_s` (no room in the cluster, say) counts as
@@ -102,6 +102,7 @@ class RouterScaling:
         self._state = State()
         self._pace: Pace | None = None  # what was known before the router's last restart
         self._next_s = 0.0
+        self._extra: int | None = None  # what Serve's target holds for a rollout; None: as the router says
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """Serve's target, and no state for Serve to keep."""
@@ -117,7 +118,8 @@ class RouterScaling:
         if now < self._next_s or (report := self._router.ask()) is None:
             return target
         self._next_s = now + (self._interval_s if target else min(FROM_ZERO_S, self._interval_s))
-        seen = self._shortage.see(replace(as_serve_counts(report.seen, target), now_s=now))
+        own = max(target - (report.extra if self._extra is None else self._extra), 0)
+        seen = self._shortage.see(replace(as_serve_counts(report.seen, own), now_s=now))
         self._pace = report.pace or self._pace
         scaling = self._scaling
         if self._measures and report.load_s is not None:
@@ -125,7 +127,8 @@ class RouterScaling:
         decision = decide_with(self._pace, seen, self._state, scaling)
         self._state = decision.state
         self._router.tell(Decided(decision.target, decision.reason))
-        return decision.target + report.seen.draining
+        self._extra = report.extra
+        return decision.target + report.seen.draining + report.extra
 
 
 def as_serve_counts(seen: Observation, target: int) -> Observation:

@@ -60,7 +60,9 @@ class Swaps:
         """Takes what a replica tells. True: its swap has failed before it was touched, so it is as it was."""
         if load.swap is None:
             return False
-        known = self._known.setdefault(load.replica_id, _Known(load.epoch, None))
+        known = self._known.get(load.replica_id)
+        if known is None:  # this router is new, and the swap over
+            known = self._known[load.replica_id] = _Known(0 if load.swap.ended else load.epoch, None)
         if known.id not in ("", load.swap.id):  # the end of one before
             return False
         was_under_way = self.is_under_way(load.replica_id)

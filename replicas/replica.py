@@ -83,7 +83,7 @@ class Replica:
         self._experts: ExpertLoad | None = None  # not told to the router yet
         self._swap: SwapReport | None = None  # under way, or ended and not told to the router yet
         self._swapping: asyncio.Task[None] | None = None
-        self._last_swap = ""  # its id
+        self._last_swap: SwapReport | None = None  # how it ended
         self._expert_metrics = ExpertMetrics()
         self._metrics = ReplicaMetrics(self._info, Gpus(self._spec.device == "cuda"))
         self._changed = asyncio.Event()  # there is something to tell the router
@@ -167,8 +167,11 @@ class Replica:
         if told.swap is not None and told.swap.ended and told.swap is self._swap:
             self._swap = None
         swap = answer.swap
-        if swap is not None and self._swap is None and swap.id != self._last_swap:
-            self._last_swap = swap.id
+        if swap is None or self._info.swapping:
+            return
+        if self._last_swap is not None and self._last_swap.id == swap.id:  # a router that is new has not heard of it
+            self._tell_swap(self._last_swap)
+        else:
             self._info = msgspec.structs.replace(self._info, swapping=True)
             self._swapping = asyncio.create_task(self._carry_out(swap))
 
@@ -191,6 +194,7 @@ class Replica:
     async def _serve(self, outcome: Outcome) -> None:
         """Takes requests again, with what the core has now: another life, since nothing said to the last one counts."""
         report, serves, reloaded = outcome
+        self._last_swap = report
         if report.phase == "failed":
             logger.error("The swap to version %r failed: %s.", report.version, report.detail)
         if report.broken:

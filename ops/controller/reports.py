@@ -40,7 +40,7 @@ def of_interest(record: Ended, now: float) -> EndedRequest | None:
 
     Nor does what began again on another version: its answer is told by the record that follows.
     """
-    if record.mirror or record.ending == RESTARTED:
+    if record.ending == RESTARTED:
         return None
     failed, shed = record.ending == ERROR, False
     if record.ending not in (DONE, ABORTED, ERROR):
@@ -62,4 +62,5 @@ def of_interest(record: Ended, now: float) -> EndedRequest | None:
         output_tokens=record.output_tokens,
         done=record.ending == DONE,
         resumed=record.resumes > 0,
+        mirror=record.mirror,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from ops.rollout.decide import Assign
+from ops.rollout.actions import Assign
 from ops.rollout.state import Rollout
 from replicas.assignment import Assignment
 

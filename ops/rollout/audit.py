@@ -61,16 +61,16 @@ class AuditLog:
     """Blocking. One process writes it: the model's controller."""
 
     def __init__(self, store: Store, model: str, file: Path | None, clock: Callable[[], float]) -> None:
-        """`clock`: seconds since 1970. Raises msgspec.DecodeError, and what the store raises."""
+        """`clock`: seconds since 1970. Raises what the store raises."""
         self._store, self._model, self._file, self._clock = store, model, file, clock
         self._segment = 0
         self._entries: list[Entry] = []  # of the segment that grows
-        while (stored := self._read(self._segment)) is not None:
-            self._entries = stored
-            if len(stored) < SEGMENT_ENTRIES:
+        while (stored := self._store.get(_name(self._segment))) is not None:
+            entries = _decoded(stored)
+            if entries is not None and len(entries) < SEGMENT_ENTRIES:
+                self._entries = entries
                 break
-            self._segment += 1
-            self._entries = []
+            self._segment += 1  # a full one, or one that this Moray cannot read, is never written again
         self._last = self._newest()
         self._lacks = True  # the file may lack entries: whoever wrote it last died, or could not
         self._write([])
@@ -83,8 +83,11 @@ class AuditLog:
         A file that cannot be written holds nothing up (a rollback less than anything): what it lacks it gets with the
         next entry that can be written. Raises what the store raises.
         """
+        if len(self._entries) >= SEGMENT_ENTRIES:
+            self._segment += 1
+            self._entries = []
         entry = Entry(
-            number=self._last.number + 1 if self._last else 0,
+            number=self._segment * SEGMENT_ENTRIES + len(self._entries),
             at_s=self._clock(),
             model=self._model,
             who=who,
@@ -95,9 +98,6 @@ class AuditLog:
             note=note,
             before=digest(self._last) if self._last else "",
         )
-        if len(self._entries) >= SEGMENT_ENTRIES:
-            self._segment += 1
-            self._entries = []
         grown = [*self._entries, entry]
         self._store.put(_name(self._segment), msgspec.json.encode(grown))
         self._entries, self._last = grown, entry
@@ -110,7 +110,7 @@ class AuditLog:
         segment = self._segment
         while len(found) < count and segment > 0:
             segment -= 1
-            older = self._read(segment) or []
+            older = self._read(segment)
             found = older[-(count - len(found)) :] + found
         return found
 
@@ -122,18 +122,17 @@ class AuditLog:
     def entries(self) -> Iterator[Entry]:
         """All of them, the oldest first."""
         for segment in range(self._segment):
-            yield from self._read(segment) or ()
+            yield from self._read(segment)
         yield from self._entries
 
     def _newest(self) -> Entry | None:
-        if self._entries:
-            return self._entries[-1]
-        full = self._read(self._segment - 1) if self._segment else None
-        return full[-1] if full else None
+        newest = self.newest(1)
+        return newest[0] if newest else None
 
-    def _read(self, segment: int) -> list[Entry] | None:
+    def _read(self, segment: int) -> list[Entry]:
+        """Of a segment; empty if it cannot be read, which `broken` shows."""
         stored = self._store.get(_name(segment))
-        return None if stored is None else msgspec.json.decode(stored, type=list[Entry])
+        return (_decoded(stored) or []) if stored is not None else []
 
     def _write(self, entries: list[Entry]) -> None:
         if self._file is None:
@@ -157,8 +156,16 @@ class AuditLog:
 
     def _entries_from(self, number: int) -> Iterator[Entry]:
         for segment in range(number // SEGMENT_ENTRIES, self._segment + 1):
-            entries = self._entries if segment == self._segment else self._read(segment) or ()
+            entries = self._entries if segment == self._segment else self._read(segment)
             yield from (entry for entry in entries if entry.number >= number)
+
+
+def _decoded(stored: bytes) -> list[Entry] | None:
+    try:
+        return msgspec.json.decode(stored, type=list[Entry])
+    except msgspec.MsgspecError as error:
+        logger.error("A part of the audit log cannot be read (%s); it is left as it is.", error)
+        return None
 
 
 def _name(segment: int) -> str:

@@ -20,7 +20,8 @@ from cluster.vitals import ReplicaVitals, Vitals
 from experts.versions import BadVersion
 from ops.controller.reports import Batch
 from ops.rollout import assignments, report
-from ops.rollout.decide import Action, Assign, Drain, Restart, Scale, SwapReplica, Verify, decide
+from ops.rollout.actions import Action, Assign, Drain, Restart, Scale, SwapReplica, Verify
+from ops.rollout.decide import decide
 from ops.rollout.ledger import Ledger
 from ops.rollout.metrics import Metrics
 from ops.rollout.observed import Check, Observed
@@ -30,7 +31,7 @@ from ops.rollout.seen import of_version, replica_seen
 from ops.rollout.shelf import Shelf
 from ops.rollout.spec import Strategy
 from ops.rollout.state import Rollout
-from ops.rollout.surroundings import NOT_SCALABLE, Away, Serving, Surroundings
+from ops.rollout.surroundings import NOT_SCALABLE, Away, Serving, Surroundings, deployment_of
 from replicas.assignment import Assignment
 
 logger = logging.getLogger("moray.rollout")
@@ -69,7 +70,7 @@ class Engine:
         self._began_s = clock()
         self._check: Check | None = None
         self._checked_for = ""  # id of the rollout that it is, or will be, of
-        self._checking: asyncio.Task[None] | None = None
+        self.checking: asyncio.Task[None] | None = None  # the files of a version are being read
         self._refused = self._why = ""
         self._told_swaps: set[str] = set()
 
@@ -136,11 +137,11 @@ class Engine:
     async def _go_on(self, now_s: float) -> None:
         """Observe, decide, store, act."""
         ledger = self.ledger
-        serving = await self._ask_serve(now_s)
+        serving, turn_lives = await self._ask_serve(now_s), await self._turn_lives()
         async with ledger.changing:
             before = ledger.kept.rollout
             assert before is not None, "nothing takes a rollout away"
-            decision = decide(before, self._observed(now_s, before, serving))
+            decision = decide(before, self._observed(now_s, before, serving, turn_lives))
             await ledger.change(rollout=decision.rollout)
             await ledger.note_decisions(decision.rollout)
         self._why, self._refused = decision.why, ""
@@ -152,7 +153,7 @@ class Engine:
                 self._refused = refused
                 logger.warning("%s was refused: %s", type(action).__name__, refused)
 
-    def _observed(self, now_s: float, rollout: Rollout, serving: Serving | None) -> Observed:
+    def _observed(self, now_s: float, rollout: Rollout, serving: Serving | None, turn_lives: bool | None) -> Observed:
         vitals, kept = self._vitals, self.ledger.kept
         if self._window is not None and vitals is not None:
             self._window.running(vitals.started_by_version)
@@ -168,6 +169,7 @@ class Engine:
             in_effect=self._in_effect,
             check=self._check if self._checked_for == rollout.id else None,
             samples=self._window.samples() if self._window is not None else {},
+            turn_lives=turn_lives,
             load_failure=serving.failure if serving is not None else "",
             healing=self._healing(),
             refused=self._refused,
@@ -187,18 +189,20 @@ class Engine:
         if self._vitals is None:
             return
         kept = self.ledger.kept
-        checksums = dict(kept.checksums)
+        checksums, deployment = dict(kept.checksums), kept.deployment
         for replica in self._vitals.replicas:
             if replica.checksum and replica.version and not replica.swapping:
                 checksums.setdefault(replica.version, replica.checksum)
+            deployment = deployment_of(replica) or deployment
             swap = replica.swap
             if swap is not None and swap.phase == "done" and swap.id not in self._told_swaps:
                 self._told_swaps.add(swap.id)
                 self._metrics.swapped(swap.seconds)
-        if checksums != kept.checksums or (self._vitals.granted and not kept.served):
+        served = kept.served or self._vitals.granted > 0
+        if (checksums, deployment, served) != (kept.checksums, kept.deployment, kept.served):
             async with self.ledger.changing:
-                if self.ledger.kept.rollout == kept.rollout:  # else they are another rollout's
-                    await self.ledger.change(checksums=checksums, served=kept.served or self._vitals.granted > 0)
+                if self.ledger.kept.rollouts == kept.rollouts:  # else the checksums are another rollout's
+                    await self.ledger.change(checksums=checksums, deployment=deployment, served=served)
 
     # -- actions: each may be done twice; the answer is why it was refused, "" if it was not --------------------------
 
@@ -213,8 +217,8 @@ class Engine:
             case Drain():
                 return await self._around.drain(action.replica_id)
             case Restart():
-                replica = self._replica(action.replica_id)
-                return await self._around.restart(replica) if replica is not None else ""
+                epoch = replica.epoch if (replica := self._replica(action.replica_id)) is not None else None
+                return await self._around.restart(self.ledger.kept.deployment, action.replica_id, epoch)
             case Scale():
                 return await self._scale(action.extra)
 
@@ -222,7 +226,7 @@ class Engine:
         """Begins to read the version's files; `Observed.check` tells what came of it."""
         if self._checked_for != rollout.id:
             self._check, self._checked_for = None, rollout.id
-            self._checking = asyncio.get_running_loop().create_task(self._read(rollout))
+            self.checking = asyncio.get_running_loop().create_task(self._read(rollout))
         return ""
 
     async def _read(self, rollout: Rollout) -> None:
@@ -276,7 +280,9 @@ class Engine:
         base = ledger.kept.base if ledger.kept.base is not None else serving.target
         async with ledger.changing:
             await ledger.change(extra=extra, base=base)
-        if serving.target != base + extra and (refused := await self._around.scale(self._actor_name, base + extra)):
+        if serving.target != base + extra and (
+            refused := await self._around.scale(ledger.kept.deployment, base + extra)
+        ):
             return refused
         if not extra:
             async with ledger.changing:
@@ -299,23 +305,23 @@ class Engine:
             and self._vitals.assignment_revision == self._assignment.revision
         )
 
-    @property
-    def _actor_name(self) -> str:
-        """Of any replica; they are of one deployment. Raises Away."""
-        for replica in self._vitals.replicas if self._vitals is not None else ():
-            if replica.actor_name:
-                return replica.actor_name
-        raise Away("no replica is there that tells its deployment")
-
     def _replica(self, replica_id: str) -> ReplicaVitals | None:
         replicas = self._vitals.replicas if self._vitals is not None else ()
         return next((replica for replica in replicas if replica.replica_id == replica_id), None)
+
+    async def _turn_lives(self) -> bool | None:
+        """Whether Ray has the process of the replica whose turn it is. None: not known."""
+        rollout = self.ledger.kept.rollout
+        turn = rollout.turn if rollout is not None else None
+        if turn is None or self._vitals is None or self._replica(turn.replica_id) is not None:
+            return None  # in the router's roster it lives
+        return await self._around.lives(self.ledger.kept.deployment, turn.replica_id)
 
     async def _ask_serve(self, now_s: float, anew: bool = False) -> Serving | None:
         """What it said some seconds ago, or says now. None: it does not answer."""
         if anew or self._serving is None or now_s - self._serving[0] > SERVE_EVERY_S:
             try:
-                self._serving = (now_s, await self._around.serving(self._actor_name))
+                self._serving = (now_s, await self._around.serving(self.ledger.kept.deployment))
             except Away:
                 self._serving = None
         return self._serving[1] if self._serving is not None else None

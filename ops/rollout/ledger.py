@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,6 +12,8 @@ from ops.controller.store import Store
 from ops.rollout.audit import AuditLog
 from ops.rollout.kept import Kept
 from ops.rollout.state import Rollout
+
+logger = logging.getLogger("moray.rollout")
 
 NAME = "rollouts"  # in the store
 CONTROLLER = "controller"  # who did it, in the audit log, where nobody asked
@@ -28,13 +31,14 @@ class Ledger:
     """`changing` is held from the look at `kept` that a change follows from to the end of `keep`."""
 
     def __init__(self, store: Store, audit: AuditLog, where: str) -> None:
-        """`where`: the controller's process, for what it does by itself. Blocking: the store is read.
-
-        Raises msgspec.DecodeError: what is stored is none of ours.
-        """
+        """`where`: the controller's process, for what it does by itself. Blocking: the store is read."""
         self._store, self._audit, self._here = store, audit, By(CONTROLLER, where)
-        stored = store.get(NAME)
-        self.kept = Kept() if stored is None else msgspec.json.decode(stored, type=Kept)
+        self.kept, stored = Kept(), store.get(NAME)
+        if stored is not None:
+            try:
+                self.kept = msgspec.json.decode(stored, type=Kept)
+            except msgspec.MsgspecError as error:  # the assignment still says what is served
+                logger.error("What is known of rollouts cannot be read (%s); it begins anew.", error)
         self.changing = asyncio.Lock()
         rollout = self.kept.rollout
         self._noted = {} if rollout is None else {rollout.id: audit.noted(rollout.id)}  # numbers of notes, by rollout

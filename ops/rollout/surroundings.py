@@ -22,6 +22,7 @@ logger = logging.getLogger("moray.rollout")
 
 ANSWER_S = 2.0  # in which router and Serve answer, or count as away
 SERVE_NAMESPACE = "serve"
+REPLICA_PREFIX = "SERVE_REPLICA"  # ray.serve._private.common
 SERVE_CONTROLLER = "SERVE_CONTROLLER_ACTOR"  # ray.serve._private.constants
 
 
@@ -39,7 +40,10 @@ class Serving(NamedTuple):
 
 
 class Surroundings(Protocol):
-    """Each may raise Away. What returns a string returns why it was refused, "" if it was not."""
+    """Each may raise Away. What returns a string returns why it was refused, "" if it was not.
+
+    `deployment`: "application#deployment", as Ray Serve names it; "": not known yet, which raises Away.
+    """
 
     async def assignment(self) -> Assignment | None:
         """As it is stored."""
@@ -55,15 +59,17 @@ class Surroundings(Protocol):
 
     async def drain(self, replica_id: str) -> str: ...
 
-    async def restart(self, replica: ReplicaVitals) -> str:
-        """Ends its process; Serve starts another."""
+    async def lives(self, deployment: str, replica_id: str) -> bool | None:
+        """Whether Ray has its process; None: it does not say."""
         ...
 
-    async def serving(self, actor_name: str) -> Serving:
-        """Of the deployment to which the replica of that actor belongs."""
+    async def restart(self, deployment: str, replica_id: str, epoch: int | None) -> str:
+        """Ends its process; Serve starts another. `epoch` None: the router does not know it (any more)."""
         ...
 
-    async def scale(self, actor_name: str, replicas: int) -> str:
+    async def serving(self, deployment: str) -> Serving: ...
+
+    async def scale(self, deployment: str, replicas: int) -> str:
         """Has Serve keep so many."""
         ...
 
@@ -98,31 +104,40 @@ class RayCluster:
         answer: dict[str, str] = await self._router("drain", DrainRequest(replica=replica_id, migrate=True, force=True))
         return answer.get("refused", "")
 
-    async def restart(self, replica: ReplicaVitals) -> str:
-        if not replica.actor_name:
-            return "its Ray actor is not known"
-        # The router is told first: one that goes on purpose is not lost, and nobody raises an alarm for it.
-        await self._router("leave", replica.replica_id, replica.epoch)
+    async def lives(self, deployment: str, replica_id: str) -> bool | None:
+        def look() -> bool | None:
+            try:
+                ray.get_actor(_actor_name(deployment, replica_id), namespace=SERVE_NAMESPACE)
+            except ValueError:
+                return False
+            except ray.exceptions.RayError:
+                return None
+            return True
+
+        return await asyncio.to_thread(look)
+
+    async def restart(self, deployment: str, replica_id: str, epoch: int | None) -> str:
+        name = _actor_name(deployment, replica_id)
+        if epoch is not None:  # one that goes on purpose is not lost, and nobody raises an alarm for it
+            await self._router("leave", replica_id, epoch)
 
         def kill() -> None:
             with contextlib.suppress(ValueError):  # it is gone by itself
-                ray.kill(ray.get_actor(replica.actor_name, namespace=SERVE_NAMESPACE))
+                ray.kill(ray.get_actor(name, namespace=SERVE_NAMESPACE))
 
         await asyncio.to_thread(kill)
         return ""
 
-    async def serving(self, actor_name: str) -> Serving:
-        application, deployment = deployment_of(actor_name)
-        details = await self._serve("get_serve_instance_details")
-        return told(details, application, deployment)
+    async def serving(self, deployment: str) -> Serving:
+        return told(await self._serve("get_serve_instance_details"), *_parts(deployment))
 
-    async def scale(self, actor_name: str, replicas: int) -> str:
+    async def scale(self, deployment: str, replicas: int) -> str:
         from ray.serve._private.common import DeploymentID
         from ray.serve._private.exceptions import ExternalScalerDisabledError
 
-        application, deployment = deployment_of(actor_name)
+        application, name = _parts(deployment)
         try:
-            await self._serve("update_deployment_replicas", DeploymentID(deployment, application), replicas)
+            await self._serve("update_deployment_replicas", DeploymentID(name, application), replicas)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ExternalScalerDisabledError):
                 return NOT_SCALABLE
@@ -152,12 +167,24 @@ NOT_SCALABLE = (
 )
 
 
-def deployment_of(actor_name: str) -> tuple[str, str]:
-    """(application, deployment) of a replica's Ray actor: SERVE_REPLICA::application#deployment#id."""
-    parts = actor_name.partition("::")[2].split("#")
-    if len(parts) != 3:
-        raise Away(f"{actor_name!r} is no replica of a Serve application")
-    return parts[0], parts[1]
+def deployment_of(replica: ReplicaVitals) -> str:
+    """Of its actor's name, SERVE_REPLICA::application#deployment#id; "": it does not tell that."""
+    prefix, _, rest = replica.actor_name.partition("::")
+    deployment = rest.removesuffix(f"#{replica.replica_id}")
+    return deployment if prefix == REPLICA_PREFIX and deployment != rest and deployment.count("#") == 1 else ""
+
+
+def _actor_name(deployment: str, replica_id: str) -> str:
+    _parts(deployment)
+    return f"{REPLICA_PREFIX}::{deployment}#{replica_id}"
+
+
+def _parts(deployment: str) -> tuple[str, str]:
+    """(application, deployment)"""
+    if not deployment:
+        raise Away("no replica has told yet to which deployment it belongs")
+    application, _, name = deployment.partition("#")
+    return application, name
 
 
 def told(details: Mapping[str, Any], application: str, deployment: str) -> Serving:

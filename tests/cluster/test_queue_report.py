@@ -8,7 +8,7 @@ from cluster.batcher import WaitingView
 from cluster.batching import ContinuousBatcher, Policy
 from cluster.policies import POLICIES, batcher
 from cluster.queue_report import ROWS, queue_report
-from cluster.router import RouterState
+from cluster.router_state import RouterState
 from replicas.messages import Outbox, Resync, Tenant, Ticket
 
 NOW = 100.0

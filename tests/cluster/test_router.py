@@ -6,9 +6,10 @@ import pytest
 
 from cluster.batching import ContinuousBatcher, Policy
 from cluster.draining import DrainRequest
-from cluster.router import HEARTBEAT_TIMEOUT_S, RouterState
+from cluster.router_state import HEARTBEAT_TIMEOUT_S, RouterState
 from cluster.scaling_window import Decided, ScalingWindow
 from experts.placement import ShardPlacement
+from replicas.assignment import Assignment
 from replicas.messages import (
     Capacity,
     ExpertLoad,
@@ -515,3 +516,10 @@ def test_vitals_are_what_a_watcher_needs() -> None:
     [replica] = told.replicas
     assert (replica.replica_id, replica.epoch, replica.version, replica.actor_name) == ("a", 1, "v2", "actor")
     assert replica.granted > 0 and not replica.draining
+
+
+def test_the_autoscaling_is_told_how_many_replicas_a_rollout_wants_on_top():
+    router = Router(info(), scales=True)
+    assert router.state.observe_scaling(router.now + 1.0).extra == 0
+    router.state.assign(Assignment(revision=1, stable="v1", new_replica="v2", extra=2))
+    assert router.state.observe_scaling(router.now + 2.0).extra == 2

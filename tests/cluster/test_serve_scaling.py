@@ -56,6 +56,7 @@ class FakeRouter:
         self.observation: Observation | None = seen()
         self.pace: Pace | None = PACE
         self.load_s: float | None = None
+        self.extra = 0
         self.asked = 0
         self.open = False
         self.told: list[Decided] = []
@@ -67,7 +68,7 @@ class FakeRouter:
         if self.observation is None:
             return None
         self.open = False
-        return Report(self.observation, self.pace, self.load_s)
+        return Report(self.observation, self.pace, self.load_s, self.extra)
 
     def tell(self, decided: Decided) -> None:
         self.told.append(decided)
@@ -191,6 +192,20 @@ def test_a_replica_that_an_operator_drains_is_one_more_for_serve() -> None:
     assert serve.tick(30, load=1.4, follows=False, draining=1) == 3
 
 
+def test_what_a_rollout_wants_on_top_changes_nothing_of_what_the_load_asks_for() -> None:
+    serve = Serve()
+    assert serve.tick(60, load=0.3) == 1
+    serve.router.extra = 1
+    assert serve.tick(20, load=0.3) == 2
+    assert serve.tick(300, load=0.3) == 2, "the one on top is no excess"
+    serve.policy = Serve().policy  # Serve's controller was started anew
+    serve.policy._router, serve.policy._clock = serve.router, lambda: serve.now
+    assert serve.tick(300, load=0.3) == 2, "and is not added twice"
+    assert serve.tick(30, load=1.4) == 3, "the load still counts"
+    serve.router.extra = 0
+    assert serve.tick(300, load=0.3) == 1
+
+
 def test_what_does_not_come_in_time_is_not_there_and_holds_up_nothing() -> None:
     shortage = Shortage(60.0)
     assert shortage.see(seen(1, loading=1, now_s=0.0)).loading == 1
@@ -215,7 +230,7 @@ def test_serve_can_carry_the_policy_to_its_controller(tmp_path: Any) -> None:
     settings = load(None, {}, {"autoscaling.max_replicas": 3, "replicas.count": 2}, Machine(8, 0)).settings
     numbers = replica_numbers(settings)["autoscaling_config"]
     config = AutoscalingConfig(**numbers)
-    assert (config.min_replicas, config.initial_replicas, config.max_replicas) == (1, 2, 3)
+    assert (config.min_replicas, config.initial_replicas, config.max_replicas) == (1, 2, 4), "with room for a rollout"
     (tmp_path / "policy").write_bytes(config.policy.get_serialized_policy_def() or b"")
     (tmp_path / "arguments").write_text(json.dumps(config.policy.policy_kwargs))
     code = (
@@ -236,7 +251,7 @@ def test_serves_numbers_follow_from_the_settings() -> None:
 
     assert made(replicas__count=3) == {"num_replicas": 3}
     numbers = made(autoscaling__max_replicas=4, autoscaling__min_replicas=2)["autoscaling_config"]
-    assert (numbers["min_replicas"], numbers["initial_replicas"], numbers["max_replicas"]) == (2, None, 4)
+    assert (numbers["min_replicas"], numbers["initial_replicas"], numbers["max_replicas"]) == (2, None, 5)
     assert numbers["policy"]["policy_kwargs"]["scaling"]["min_replicas"] == 2
     assert "load_s" not in numbers["policy"]["policy_kwargs"]["scaling"]
     numbers = made(autoscaling__max_replicas=1, autoscaling__min_replicas=0, autoscaling__load_s=40)

@@ -14,7 +14,7 @@ from scripted_core import Client, Hosted, continuation, spec, until
 from test_router import Router, grant, info, outbox, report, ticket
 
 from cluster.draining import DrainRefused, DrainRequest
-from cluster.router import HEARTBEAT_TIMEOUT_S
+from cluster.router_state import HEARTBEAT_TIMEOUT_S
 from cluster.swaps import SwapRefused
 from replicas import replica as module
 from replicas.assignment import Assignment, Mirror
@@ -151,6 +151,16 @@ def test_a_router_that_is_new_learns_of_a_swap_from_the_replica():
     assert router.granted() == ["1"]
     router.state.report(told("done", 2), router.now)
     assert state(router) == ("ready", "done")
+
+
+def test_a_router_that_is_new_hears_of_a_swap_that_is_over():
+    router = Router(msgspec.structs.replace(info(epoch=2), draining=True), gateways="g")
+    router.state.report(told("done", 2), router.now)
+    assert state(router) == ("draining", "done"), "that is an operator's"
+    router = Router(info(epoch=2), gateways="g")
+    router.state.swap("a", SWAP, migrate=False)  # whoever has not heard of its end says it again
+    router.state.report(told("failed", 2), router.now)
+    assert state(router) == ("ready", "failed")
 
 
 def test_gateways_are_told_what_is_assigned_and_a_late_one_is_ignored():
@@ -331,6 +341,19 @@ async def test_a_swap_that_fails_leaves_the_old_version_serving(stack: Stack, ch
     assert client.tokens["r"] == continuation([1], 9, "v1")
     stack.router.state.swap("app#r", msgspec.structs.replace(SWAP, id="s2"), migrate=False)
     await until(lambda: stack.vitals.version == "v2")
+
+
+async def test_a_command_that_was_carried_out_is_answered_and_not_carried_out_again(stack: Stack):
+    await stack.start()
+    stack.router.state.swap("app#r", SWAP, migrate=False)
+    await until(lambda: stack.vitals.version == "v2" and stack.vitals.swap.phase == "done")
+    core_life = stack.vitals.epoch
+    stack.router = Router(gateways="g")
+    await until(lambda: stack.router.state.state_of("app#r") == "ready")
+    assert stack.vitals.swap is None
+    stack.router.state.swap("app#r", SWAP, migrate=False)
+    await until(lambda: stack.router.state.state_of("app#r") == "ready")
+    assert stack.vitals.swap.phase == "done" and stack.vitals.epoch == core_life
 
 
 async def test_a_replica_without_any_weights_says_so_and_ends(stack: Stack, monkeypatch: pytest.MonkeyPatch):

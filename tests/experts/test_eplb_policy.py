@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from experts.eplb_policy import EplbPolicy, install
 from experts.plan import BadPlan, Placement
+from experts.vllm_plugin import _place_experts_as_loaded
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -194,3 +195,37 @@ def test_importing_it_imports_neither_vllm_nor_torch() -> None:
     code = "import sys, experts.eplb_policy; print(sorted({'vllm', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_after_a_reload_the_maps_say_where_vllm_loads_experts(vllm_eplb) -> None:
+    """A model's experts have moved since they were loaded; a draft model's too, and it is not reloaded."""
+    layers, experts, spare = 3, 8, 4
+    moe, draft = (torch.nn.Module() for _ in range(2))
+    for model in (moe, draft):
+        model.num_routed_experts, model.num_redundant_experts, model.num_moe_layers = experts, spare, layers
+    whole = torch.nn.Sequential(moe)  # as a vision model holds its language model
+    moved = torch.stack([torch.randperm(experts + spare) % experts for _ in range(layers)])
+
+    def state_of(model: torch.nn.Module) -> types.SimpleNamespace:
+        slots_of, copies = vllm_eplb.state.compute_logical_maps(moved, experts)
+        wide = torch.full((layers, experts, 6), -1)  # vLLM has room for more copies than there are
+        wide[..., : slots_of.shape[-1]] = slots_of
+        return types.SimpleNamespace(
+            model=model,
+            physical_to_logical_map=moved.clone(),
+            physical_to_logical_map_buffer=moved.clone(),
+            logical_to_physical_map=wide,
+            logical_replica_count=copies,
+        )
+
+    states = {"draft": state_of(draft), "main": state_of(moe)}
+    _place_experts_as_loaded(types.SimpleNamespace(model_states=states), whole)
+
+    first = vllm_eplb.state.EplbState.build_initial_global_physical_to_logical_map(experts, spare)
+    main = states["main"]
+    assert main.physical_to_logical_map.tolist() == [first] * layers
+    assert main.logical_replica_count.tolist() == [[2] * spare + [1] * (experts - spare)] * layers
+    assert main.logical_to_physical_map[0, :, :2].tolist() == [
+        [expert, experts + expert if expert < spare else -1] for expert in range(experts)
+    ]
+    assert torch.equal(states["draft"].physical_to_logical_map, moved)

@@ -1,7 +1,4 @@
-"""A cluster as the engine sees it, in memory: replicas that swap, restart and come, a router and Serve that can be away.
-
-Calls are noted in `calls`; `Killed` is raised at the one that `kill_at` names, before it has an effect or after.
-"""
+"""A cluster as the engine sees it, in memory: replicas that swap, restart, come; router and Serve may be away."""
 
 from __future__ import annotations
 
@@ -15,9 +12,7 @@ from ops.rollout.surroundings import Away, Serving
 from replicas.assignment import Assignment
 from replicas.messages import Swap, SwapReport
 
-
-class Killed(BaseException):
-    """The controller's process ends here."""
+DEPLOYMENT = "moray#Replica"
 
 
 class Memory:
@@ -46,6 +41,7 @@ class PretendCluster:
         self.bad: dict[str, str] = {}  # version -> why a swap to it fails
         self.checksums: dict[str, str] = {}
         self.commands: dict[str, Swap] = {}  # by replica
+        self.silent: set[str] = set()  # replicas whose process lives, but which the router has lost
         self.served = 0
         self.running: dict[str, int] = {}
         self._ids = itertools.count(1)
@@ -142,18 +138,25 @@ class PretendCluster:
             self.replicas[replica_id] = msgspec.structs.replace(replica, draining=True)
         return self.refuse.get("drain", "")
 
-    async def restart(self, replica: ReplicaVitals) -> str:
-        self._called("restart", replica.replica_id)
+    async def lives(self, deployment: str, replica_id: str) -> bool | None:
+        assert deployment == DEPLOYMENT
+        return replica_id in self.replicas or replica_id in self.silent
+
+    async def restart(self, deployment: str, replica_id: str, epoch: int | None) -> str:
+        assert deployment == DEPLOYMENT
+        self._called("restart", replica_id)
         self._answers()
-        self.replicas.pop(replica.replica_id, None)
+        self.replicas.pop(replica_id, None)
+        self.silent.discard(replica_id)
         return self.refuse.get("restart", "")
 
-    async def serving(self, actor_name: str) -> Serving:
-        if self.serve_away:
+    async def serving(self, deployment: str) -> Serving:
+        if self.serve_away or not deployment:
             raise Away("Ray Serve does not answer")
         return Serving(self.target, self.autoscaled, self.scalable, self.failure)
 
-    async def scale(self, actor_name: str, replicas: int) -> str:
+    async def scale(self, deployment: str, replicas: int) -> str:
+        assert deployment == DEPLOYMENT
         self._called("scale", replicas)
         if why := self.refuse.get("scale"):
             return why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ class Shell:
             self.clock.now_s += seconds
             self.cluster.pass_time()
             await self.engine.look()
+            if self.engine.checking is not None:  # time stands still while files are read
+                await asyncio.wait({self.engine.checking})
 
     async def audited(self) -> list[tuple[str, str]]:
         """(who, what) of all entries."""

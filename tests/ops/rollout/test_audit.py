@@ -126,6 +126,18 @@ def test_a_new_ray_cluster_goes_on_in_the_same_file(tmp_path: Path) -> None:
     assert [line["what"] for line in lines(file)] == [f"old {n}" for n in range(5)] + ["new 0", "new 1"]
 
 
+def test_a_part_that_cannot_be_read_is_never_written_again(caplog) -> None:
+    store = Memory()
+    for number in range(5):
+        add(log(store), str(number))
+    store.values["audit-000001"] = b"not ours"
+    add(log(store), "after")
+    assert store.values["audit-000001"] == b"not ours" and "cannot be read" in caplog.text
+    found = list(log(store).entries())
+    assert [entry.what for entry in found] == ["0", "1", "2", "after"] and found[-1].number == 6
+    assert broken(found) == 3, "that some are missing shows"
+
+
 def test_models_share_a_file(tmp_path: Path) -> None:
     file, stores = tmp_path / "log.jsonl", {name: Memory() for name in "ab"}
     for name, store in stores.items():

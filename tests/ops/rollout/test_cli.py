@@ -16,9 +16,12 @@ from ops.rollout import cli
 
 CURRENT: dict[str, Any] = {
     "id": "r1", "from": "v1", "to": "v2", "phase": "canary", "step": 1, "steps": [0.1, 0.5], "share": 0.5,
-    "paused": False, "strategy": "in-place", "since_s": 100.0, "started_s": 50.0, "why": "60 of 100 requests are there.",
+    "paused": False, "strategy": "in-place", "since_s": 100.0, "started_s": 50.0,
+    "why": "60 of 100 requests are there.",
     "gates": [{"name": "ttft", "answer": "unknown", "detail": "1.02 times", "n_stable": 80, "n_canary": 60}],
-    "replicas": [{"id": "rep1", "version": "v2", "phase": "ready"}, {"id": "rep2", "version": "v1", "phase": "loading"}],
+    "replicas": [
+        {"id": "rep1", "version": "v2", "phase": "ready"}, {"id": "rep2", "version": "v1", "phase": "loading"},
+    ],
     "started_by": "alice", "events": [{"at_s": 60.0, "what": "step", "detail": "Half of it.", "by": "bob"}],
 }  # fmt: skip
 ENDED = {
@@ -41,6 +44,9 @@ class Gateway:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.do_GET()
+
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 asked = json.loads(body) if body else None
@@ -51,8 +57,6 @@ class Gateway:
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
-
-            do_POST = do_GET
 
             def log_message(self, *_: object) -> None: ...
 
@@ -157,7 +161,8 @@ def test_watch_follows_to_the_end_and_its_exit_code_tells(gateway, moray, phase,
     away = (503, {"error": {"message": "The controller does not answer; Ray restarts it."}})
     later = RUNS | {"current": CURRENT | {"phase": "promoting", "why": "1 of 2 replicas."}}
     gateway.answers = [
-        (200, RUNS), (200, RUNS), away, (200, RUNS), (200, later), (200, IDLE | {"history": [ENDED | {"phase": phase}]}),
+        (200, RUNS), (200, RUNS), away, (200, RUNS), (200, later),
+        (200, IDLE | {"history": [ENDED | {"phase": phase}]}),
     ]  # fmt: skip
     result = moray("watch")
     assert result.exit_code == code

@@ -12,12 +12,13 @@ from pretend_shell import Shell
 
 from ops.controller.reports import Batch, EndedRequest
 from ops.rollout import engine as module
+from ops.rollout.actions import Assign, Drain, Restart, Scale, SwapReplica, Verify
 from ops.rollout.commands import Refused
-from ops.rollout.decide import Assign, Decision, Drain, Restart, Scale, SwapReplica, Verify
+from ops.rollout.decide import Decision
 from ops.rollout.kept import Kept
 from ops.rollout.ledger import NAME, By
 from ops.rollout.observed import Observed
-from ops.rollout.state import Phase, Rollout
+from ops.rollout.state import Phase, Rollout, Turn
 from ops.rollout.surroundings import NOT_SCALABLE
 from replicas.assignment import Assignment
 
@@ -91,6 +92,14 @@ async def test_a_model_without_versions_has_no_assignment_and_nothing_to_roll() 
     with pytest.raises(Refused, match="moray model add"):
         await one.engine.orders.start({"version": "v2"}, ALICE)
     assert "moray model add" in one.engine.report()["note"] and one.engine.report()["stable"] == ""
+
+
+async def test_what_cannot_be_read_is_told_and_the_assignment_still_counts(shell: Make, caplog) -> None:
+    one = shell()
+    one.cluster.stored = Assignment(revision=3, stable="v2", new_replica="v2", directories={"v2": "/v2"})
+    one.memory.values[NAME] = b"of another Moray"
+    await one.restarted()
+    assert one.engine.stable == "v2" and "begins anew" in caplog.text
 
 
 # -- orders -----------------------------------------------------------------------------------------------------------
@@ -325,11 +334,20 @@ async def test_a_refusal_is_shown_to_the_next_decision(shell: Make, decisions: D
     assert decisions.seen[-1].refused == ""
 
 
-async def test_a_restart_of_one_that_is_gone_does_nothing(shell: Make, decisions: Decisions) -> None:
+async def test_one_that_the_router_has_lost_is_restarted_too(shell: Make, decisions: Decisions) -> None:
     one = await started(shell())
-    decisions.next = [Restart(replica_id="rep1", why="x"), Restart(replica_id="ghost", why="x")]
     await one.look()
-    assert [call for call in one.cluster.calls if call[0] == "restart"] == [("restart", "rep1")]
+    turn = Turn(id="r1-1", replica_id="rep1", version="v2", began_s=0.0, restart=True)
+    decisions.change = lambda rollout: msgspec.structs.replace(rollout, turn=turn)
+    await one.look()
+    del one.cluster.replicas["rep1"]
+    one.cluster.silent.add("rep1")
+    await one.restarted()
+    decisions.next = [Restart(replica_id="rep1", why="x")]
+    await one.look()
+    assert decisions.seen[-1].turn_lives is True and one.cluster.calls[-1] == ("restart", "rep1")
+    await one.look()
+    assert decisions.seen[-1].turn_lives is False
 
 
 async def test_scaling_survives_a_controller_that_dies_at_any_moment_of_it(shell: Make, decisions: Decisions) -> None:
@@ -473,7 +491,7 @@ async def test_a_new_controller_takes_nothing_from_before_it_for_whole(shell: Ma
 
 # -- user_config ------------------------------------------------------------------------------------------------------
 
-V1, V2, LARGER = ('{"version": "%s"}' % name for name in ("v1", "v2", "larger"))
+V1, V2, LARGER = (f'{{"version": "{name}"}}' for name in ("v1", "v2", "larger"))
 
 
 async def tell(one: Shell, wanted: str, looks: int = 4) -> None:
