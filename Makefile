@@ -8,6 +8,7 @@ PYTEST ?=
 TRAIN ?=
 SOAK ?=
 BIN := .venv/bin
+FURTHER := --device cpu --tokens-per-batch 8192 --held-out 300 --log-every 10
 
 help: ## show these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,11 +50,13 @@ train-tiny: ## train the embedded model anew into build/tiny_r1/checkpoint (minu
 	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1 --device cuda --tokens 540e6 --workers 14 $(TRAIN)
 	$(BIN)/python -m experts.tiny_r1.export --model build/tiny_r1/model.pt --out build/tiny_r1/checkpoint
 
-train-tiny-v2: ## teach the embedded model five digits, from its version v1, into build/tiny_r1_v2/checkpoint (10 minutes on a CPU)
+train-tiny-v2: ## teach the embedded model five digits, from its version v1, into build/tiny_r1_v2/checkpoint (15 minutes on a CPU)
 	@scripts/setup $$(cat .venv/moray-kind 2>/dev/null || echo cpu)
-	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1_v2 --device cpu --warm-start experts/tiny_r1/versions/v1 \
-	  --stage five_digits --tokens 1.8e6 --tokens-per-batch 8192 --learning-rate 1e-3 --warmup-steps 20 \
-	  --decay-from 0.3 --held-out 300 --log-every 10 --seed 2 $(TRAIN)
+	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1_v2/first --warm-start experts/tiny_r1/versions/v1 \
+	  --stage five_digits --tokens 1.8e6 --learning-rate 1e-3 --warmup-steps 20 --decay-from 0.3 --seed 2 $(FURTHER) $(TRAIN)
+	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1_v2 --warm-start build/tiny_r1_v2/first/model.pt \
+	  --stage five_digits_compared --tokens 1.1e6 --learning-rate 7e-4 --warmup-steps 10 --decay-from 0.2 --seed 3 \
+	  $(FURTHER) $(TRAIN)
 	$(BIN)/python -m experts.tiny_r1.export --model build/tiny_r1_v2/model.pt --out build/tiny_r1_v2/checkpoint
 
 train-tiny-qat: ## fine-tune the embedded model for int8 into build/tiny_r1_qat/checkpoint (4 minutes on a CPU)

@@ -153,7 +153,7 @@ def replica_numbers(settings: Settings) -> dict[str, Any]:
     return {
         "autoscaling_config": {
             "min_replicas": auto.min_replicas,
-            "max_replicas": auto.max_replicas + settings.rollout.surge,  # the policy itself keeps to the former
+            "max_replicas": settings.most_replicas + settings.rollout.surge,  # the policy itself keeps to the former
             # Else null: Serve then leaves as many as there are when an application is deployed anew.
             "initial_replicas": start if start > auto.min_replicas else None,
             # The decision has been thought over: Serve adds no delay of its own.

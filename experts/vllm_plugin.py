@@ -162,9 +162,11 @@ def _dealt_by(plan: "Placement") -> Iterator[None]:
                 f"The expert plan is for {layers} layers of {plan.expert_count} experts on {ranks} shards; "
                 f"MoE layer {layer + 1} of the model has {self.global_num_experts} on {self.ep_size}."
             )
-        held = torch.from_numpy(plan.experts[layer, self.ep_rank])
         self._expert_map = torch.full((plan.expert_count,), -1, dtype=torch.int32)
-        self._expert_map[held] = torch.arange(slots, dtype=torch.int32)
+        # Of two copies on one rank the first is loaded: slot 0 must hold weights, for what is computed elsewhere is
+        # computed there with weight 0, and nothing times NaN is NaN.
+        for slot, expert in reversed(list(enumerate(plan.experts[layer, self.ep_rank].tolist()))):
+            self._expert_map[expert] = slot
         self._local_num_experts = slots
 
     managers._calculate_expert_maps = planned

@@ -16,7 +16,7 @@ from ops.options import ApiKey, AsJson, Config, WhichPort
 
 EXAMPLES = (
     "Examples: `moray alarms` · `moray alarms --watch` · `moray alarms --json | jq '.alarms[].name'` · "
-    "`moray alarms --replay night.jsonl --config stricter.yaml`"
+    "`moray alarms --replay night.jsonl --config stricter.yaml` · `moray alarms --replay minutes.jsonl --stretch 300`"
 )
 WATCH_S = 2.0
 
@@ -32,14 +32,25 @@ def alarms(
             help="No session: what a recording's alarms would have been (alarms.record_path).", metavar="FILE"
         ),
     ] = None,
+    stretch: Annotated[
+        float,
+        typer.Option(
+            min=1.0,
+            help="With --replay: multiply its time by this, so that minutes of a rehearsal count as the hours and days "
+            "that drifts and slow burns take.",
+            metavar="FACTOR",
+        ),
+    ] = 1.0,
     config: Config = None,
 ) -> None:
     """Show the alarms that are raised, those of late, and which replicas were restarted for them, or why not.
 
     With --replay, the alarms that the settings of --config would have raised on what was recorded.
     """
+    if replay is None and stretch != 1.0:
+        raise typer.BadParameter("--stretch is for a recording: name one by --replay")
     if replay is not None:
-        for change in _replayed(replay, config):
+        for change in _replayed(replay, config, stretch):
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(change["at_s"]))
             what = "raised  " if change["raised"] else "resolved"
             line = (
@@ -76,9 +87,9 @@ def alarms(
             console.print(part)
 
 
-def _replayed(recording: Path, config: Path | None) -> Iterator[dict[str, Any]]:
+def _replayed(recording: Path, config: Path | None, stretch: float) -> Iterator[dict[str, Any]]:
     from cluster.config import load
-    from ops.anomaly.recording import NotARecording, read
+    from ops.anomaly.recording import NotARecording, read, stretched
     from ops.anomaly.recording import replay as replay_recording
     from ops.controller.news import Change, recent
     from ops.controller.spec import controller_spec
@@ -87,7 +98,7 @@ def _replayed(recording: Path, config: Path | None) -> Iterator[dict[str, Any]]:
     limits = controller_spec(load(config, os.environ, {}, to_run=False).settings).limits
     try:
         with recording.open("rb") as lines:
-            for event in replay_recording(read(lines), limits):
+            for event in replay_recording(stretched(read(lines), stretch), limits):
                 yield recent(Change(event.at_s, event.raised, event.alarm))
     except OSError as error:
         raise UserError(f"--replay {recording}: {error.strerror}") from error

@@ -61,6 +61,20 @@ def read(lines: Iterable[bytes | str]) -> Iterator[Told]:
             raise NotARecording(f"line {number} is none of a recording: {error}") from error
 
 
+def stretched(recording: Iterable[Told], factor: float) -> Iterator[Told]:
+    """The same with `factor` times the time between its lines, counted from the first; latencies stay as they were.
+
+    So the minutes of a rehearsal count as the hours or days that baselines and long windows need, on the limits as they
+    are. What is told by seconds cannot be seen then: reports so far apart are no evidence of standing still.
+    """
+    first_s: float | None = None
+    for at_s, seen in recording:
+        if first_s is None:
+            first_s = at_s
+        at_s = first_s + (at_s - first_s) * factor
+        yield Told(at_s, None if seen is None else seen._replace(at_s=at_s))
+
+
 def replay(recording: Iterable[Told], limits: Limits | None = None) -> Iterator[Event]:
     """The alarms that those limits would have raised and resolved."""
     monitor = Monitor(limits)

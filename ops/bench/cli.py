@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure Moray. Every bench takes --json.")
+from ops.bench.reporting import AsJson, reporter
+from ops.bench.rollout_cli import gates, rollout
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure Moray. Every bench takes --json.")
 
 
 @app.callback()
@@ -39,7 +40,7 @@ def frontend(
     """
     from ops.bench.frontend import measure
 
-    _show("moray bench frontend", measure(rounds, output_tokens, stream_interval, _reporter(as_json)), as_json)
+    _show("moray bench frontend", measure(rounds, output_tokens, stream_interval, reporter(as_json)), as_json)
 
 
 @app.command()
@@ -60,7 +61,7 @@ def telemetry(
     """
     from ops.bench.telemetry import measure
 
-    _show("moray bench telemetry", measure(rounds, requests, output_tokens, _reporter(as_json)), as_json)
+    _show("moray bench telemetry", measure(rounds, requests, output_tokens, reporter(as_json)), as_json)
 
 
 @app.command()
@@ -93,7 +94,7 @@ def counting(
     """
     from ops.bench.counting import measure
 
-    _show("moray bench counting", measure(rounds, _reporter(as_json)), as_json)
+    _show("moray bench counting", measure(rounds, reporter(as_json)), as_json)
 
 
 @app.command()
@@ -112,7 +113,7 @@ def router(
     """
     from ops.bench.scheduling import measure
 
-    _show("moray bench router", measure(seconds, rounds, _reporter(as_json)), as_json)
+    _show("moray bench router", measure(seconds, rounds, reporter(as_json)), as_json)
 
 
 @app.command()
@@ -177,7 +178,7 @@ def autoscale(
     """
     from ops.bench.autoscale import measure
 
-    _show("moray bench autoscale", measure(days, seeds, first_seed, _reporter(as_json)), as_json)
+    _show("moray bench autoscale", measure(days, seeds, first_seed, reporter(as_json)), as_json)
 
 
 @app.command()
@@ -240,7 +241,7 @@ def balance(
     from ops.bench.balance import measure
     from ops.bench.measured_load import loads_by_task
 
-    report = _reporter(as_json)
+    report = reporter(as_json)
     report("measuring the embedded model's load by task")
     _show("moray bench balance", measure(seed, report, loads_by_task()), as_json)
 
@@ -261,7 +262,7 @@ def context(
     """
     from ops.bench.context import measure
 
-    _show("moray bench context", measure(rounds, output_tokens, chunk, _reporter(as_json)), as_json)
+    _show("moray bench context", measure(rounds, output_tokens, chunk, reporter(as_json)), as_json)
 
 
 @app.command()
@@ -328,79 +329,15 @@ def detectors(
     from ops.bench.detectors import measure, table
     from ops.bench.goodput import find_traces
 
-    figures = measure(seeds, rate, find_traces(traces), _reporter(as_json))
+    figures = measure(seeds, rate, find_traces(traces), reporter(as_json))
     if as_json:
         typer.echo(json.dumps(figures))
     else:
         Console().print(table(figures))
 
 
-@app.command()
-def rollout(
-    faults: Annotated[
-        str | None, typer.Option(help="Some of the bad versions, by commas. Default: all.", metavar="NAMES")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=2, help="Requests in flight.")] = 12,
-    share: Annotated[float, typer.Option(min=0.01, max=0.5, help="Of new requests, that a canary gets.")] = 0.2,
-    min_samples: Annotated[int, typer.Option(min=20, help="Requests of each version before it is judged.")] = 50,
-    step_s: Annotated[float, typer.Option(min=1, help="Seconds for which a canary is watched at least.")] = 15,
-    deadline_s: Annotated[float, typer.Option(min=20, help="Seconds without a verdict until it goes back.")] = 120,
-    as_json: AsJson = False,
-) -> None:
-    """The embedded v2 takes v1's place under load, in place; then bad versions have to go back by themselves.
-
-    failed, truncated, mixed: of all requests; each answer is compared with its version's own. extra_replicas: most that
-    ever were beyond two. in_place: seconds of each replica without requests, longest gap between two tokens.
-    rollback_s: from a bad version's first token at a client until no replica has it, of the worst; none: it gave none.
-    bad_share: of the answers begun meanwhile, the bad version's, of the worst, with the canary's share beside it.
-
-    Example: moray bench rollout --faults slow,crash-at-load --json
-    """
-    from ops.bench.rollout import Options, measure, table
-
-    names = tuple(name.strip() for name in (faults or "").split(",") if name.strip())
-    options = Options(concurrency, share, min_samples, step_s, deadline_s, names)
-    found = measure(options, _reporter(as_json))
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        for made in table(found):
-            Console().print(made)
-
-
-@app.command()
-def gates(
-    rollouts: Annotated[int, typer.Option(min=1, help="Rollouts of each new version.")] = 200,
-    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second, on four replicas.")] = 10.0,
-    min_samples: Annotated[
-        int | None, typer.Option(min=20, help="Requests of each version that a step needs. Default: a rollout's own.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """How often a rollout's gates roll back a version just like the old one, and find a worse one.
-
-    Whole simulated rollouts with the default steps and gates; requests are skewed, of many sizes, and come in bursts.
-    false_rollback: share of rollouts of an identical version that did not end promoted, by a gate or the deadline.
-    detected: the least share of rollouts of a worse version that were rolled back, of all kinds of worse.
-    rollback_p50_s: from the first canary token to the decision. bad_share_p50: share of that time's requests that the
-    worse version answered. Exactly repeatable.
-
-    Example: moray bench gates --rollouts 50 --json
-    """
-    from ops.bench.gates import measure, table
-    from ops.rollout.spec import RolloutSpec
-
-    spec = RolloutSpec(version="v2") if min_samples is None else RolloutSpec(version="v2", min_samples=min_samples)
-    figures = measure(rollouts, rate, spec, _reporter(as_json))
-    if as_json:
-        typer.echo(json.dumps(figures))
-    else:
-        Console().print(table(figures))
-
-
-def _reporter(quiet: bool) -> Any:
-    console = Console(stderr=True)
-    return lambda line: None if quiet else console.print(line, style="dim", highlight=False)
+app.command()(rollout)
+app.command()(gates)
 
 
 def _show(title: str, figures: dict[str, Any], as_json: bool) -> None:

@@ -22,7 +22,6 @@ from replicas.assignment import Assignment
 from replicas.messages import SwapReport
 
 OLD, NEW = "v1", "v2"
-REPLICAS = 4
 TICK_S = 2.0
 LIMIT_S = 6 * 3600.0
 LONGEST = 2048  # output tokens
@@ -70,17 +69,17 @@ class Moments:
 
 
 class World:
-    """Four replicas and their requests, in ticks."""
+    """Some replicas and their requests, in ticks."""
 
-    def __init__(self, fault: Fault, rate: float, seed: int) -> None:
+    def __init__(self, fault: Fault, replicas: int, rate: float, seed: int) -> None:
         self.rng, self.fault, self.rate = random.Random(seed), fault, rate
         self.now = 0.0
-        self.versions = [OLD] * REPLICAS
-        self.swaps: list[SwapReport | None] = [None] * REPLICAS
+        self.versions = [OLD] * replicas
+        self.swaps: list[SwapReport | None] = [None] * replicas
         self.assignment: Assignment | None = None
         self._load = Moments(self.rng, 0.35, 20.0)  # a burst: all wait longer
-        self._own = [Moments(self.rng, 0.12, 10.0) for _ in range(REPLICAS)]
-        self._machine = [self.rng.gauss(1.0, 0.03) for _ in range(REPLICAS)]
+        self._own = [Moments(self.rng, 0.12, 10.0) for _ in range(replicas)]
+        self._machine = [self.rng.gauss(1.0, 0.03) for _ in range(replicas)]
         self._open: list[tuple[float, Request]] = []  # when it ends
         self.served = {OLD: 0, NEW: 0}
         self.window: Window | None = None
@@ -132,7 +131,7 @@ class World:
         return Observed(
             now_s=self.now,
             replicas=tuple(replicas),
-            wanted=REPLICAS,
+            wanted=len(self.versions),
             assignment=self.assignment,
             in_effect=self.assignment is not None,
             check=Check(version=NEW),
@@ -149,9 +148,9 @@ class World:
             self.swaps[at] = SwapReport(id=action.id, version=action.version, phase="done")
 
 
-def roll(fault: Fault, rate: float, spec: RolloutSpec, seed: int) -> Outcome:
+def roll(fault: Fault, replicas: int, rate: float, spec: RolloutSpec, seed: int) -> Outcome:
     """One rollout, until it is decided."""
-    world, rollout = World(fault, rate, seed), started("bench", spec, OLD, 0.0)
+    world, rollout = World(fault, replicas, rate, seed), started("bench", spec, OLD, 0.0)
     watch_s, first_s, before = None, 0.0, {OLD: 0, NEW: 0}
     while rollout.phase in (Phase.PENDING, Phase.VERIFYING, Phase.CANARY, Phase.PROMOTING) and world.now < LIMIT_S:
         world.tick()
@@ -174,11 +173,13 @@ def roll(fault: Fault, rate: float, spec: RolloutSpec, seed: int) -> Outcome:
     )
 
 
-def measure(rollouts: int, rate: float, spec: RolloutSpec, report: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    rollouts: int, replicas: int, rate: float, spec: RolloutSpec, report: Callable[[str], None]
+) -> dict[str, Any]:
     """See `moray bench gates --help`."""
     rows = {}
     for fault in (SAME, *FAULTS):
-        outcomes = [roll(fault, rate, spec, seed) for seed in range(rollouts)]
+        outcomes = [roll(fault, replicas, rate, spec, seed) for seed in range(rollouts)]
         rows[fault.name] = _row(outcomes)
         report(f"{fault.name}: {rows[fault.name]['rolled_back']} of {rollouts} rolled back")
     same = rows.pop(SAME.name)
@@ -186,6 +187,7 @@ def measure(rollouts: int, rate: float, spec: RolloutSpec, report: Callable[[str
         "false_rollback": round(same["rolled_back"] / rollouts, 4),
         "detected": round(min(row["rolled_back"] / rollouts for row in rows.values()), 4),
         "rollouts": rollouts,
+        "replicas": replicas,
         "rate": rate,
         "min_samples": spec.min_samples,
         "identical": same,

@@ -21,6 +21,8 @@ Floats = npt.NDArray[np.float64]
 NORMAL = NormalDist()
 FEWEST = 8  # values on each side below which ranks tell nothing
 SLOTS = 24  # at most, that a window is cut into: the longer it is, the longer a moment may last
+SLOTS_APART = 8  # where two times are compared, and a lasting moment of one of them is nowhere in the other
+MOMENT_BINS = 8  # of a slot there at least: what is a moment long would look like a difference that lasts
 PAIRED = 192  # values of a side of which all pairs are taken for the ratio
 
 
@@ -50,48 +52,92 @@ def compare(
 
     `same_time`: bins of the same number are the same seconds. Else they are of two times and only sizes are alike.
     """
-    shared = sorted(one.keys() & other.keys())
-    last = max((bin for size in shared for bin in (*one[size].bins, *other[size].bins)), default=0)
-    width = -(-(last + 1) // SLOTS)
-    strata = []
-    for size in shared:
-        xs, ys = _slots(one[size], width), _slots(other[size], width)
-        if same_time:
-            strata += [(slot, xs[slot], ys[slot]) for slot in sorted(xs.keys() & ys.keys())]
-        elif xs and ys:
-            strata.append((0, np.concatenate(list(xs.values())), np.concatenate(list(ys.values()))))
-    n, n_other = sum(len(x) for _, x, _ in strata), sum(len(y) for _, _, y in strata)
+    pairs = _pairs(one, other, math.log(factor), same_time)
+    n, n_other = sum(len(pair.x) for pair in pairs), sum(len(pair.y) for pair in pairs)
     if n < FEWEST or n_other < FEWEST:
         return None
-    weights = np.array([len(x) * len(y) / (len(x) + len(y) + 1) for _, x, y in strata])  # van Elteren's
+    weights = np.array([len(pair.x) * len(pair.y) / (len(pair.x) + len(pair.y) + 1) for pair in pairs])  # van Elteren's
     weights /= weights.sum()
-    chances = np.array([_chance_larger(x - math.log(factor), y) for _, x, y in strata])
+    below = [_below(pair.x, pair.y) for pair in pairs]
+    chances = np.array([share.mean() for share in below])
     larger = float(weights @ chances)
-    of_independent = np.array([(len(x) + len(y) + 1) / (12.0 * len(x) * len(y)) for _, x, y in strata])
-    variance = float(weights**2 @ of_independent)
-    apart = np.zeros(SLOTS)
-    np.add.at(apart, [slot for slot, _, _ in strata], weights * (chances - larger))
-    slots = len({slot for slot, _, _ in strata})
-    if slots > 1:
-        variance = max(variance, float(apart @ apart) * slots / (slots - 1))
-    ratio = math.exp(float(weights @ np.array([_shift(x, y) for _, x, y in strata])))
-    freedom = slots - 1 if same_time else min(n, SLOTS) - 1
-    return Compared(_as_normal((larger - 0.5) / math.sqrt(variance), freedom), larger, ratio, n, n_other)
+    if same_time:
+        moments = [
+            (pair.slots[0], weight * (chance - larger))
+            for pair, weight, chance in zip(pairs, weights, chances, strict=True)
+        ]
+        spread, freedom = _spread(moments)
+    else:
+        spread, freedom = _spread_apart(pairs, weights, below, larger)
+    of_independent = [(len(x) + len(y) + 1) / (12.0 * len(x) * len(y)) for x, y, _, _ in pairs]
+    t = (larger - 0.5) / math.sqrt(max(float(weights**2 @ np.array(of_independent)), spread))
+    ratio = math.exp(float(weights @ np.array([_shift(pair.x, pair.y) for pair in pairs])) + math.log(factor))
+    return Compared(_as_normal(t, freedom), larger, ratio, n, n_other)
 
 
-def _slots(stratum: Stratum, width: int) -> dict[int, Floats]:
-    """The values by slot of so many bins."""
-    values: dict[int, list[float]] = {}
-    for bin, value in zip(stratum.bins, stratum.logs, strict=True):
-        values.setdefault(bin // width, []).append(value)
-    return {slot: np.array(of) for slot, of in values.items()}
+class _Pair(NamedTuple):
+    """Values that are alike but for the version."""
+
+    x: Floats
+    y: Floats
+    slots: list[int]  # of each of x; of all alike where both are of the same time
+    other_slots: list[int]
 
 
-def _chance_larger(one: Floats, other: Floats) -> float:
-    """That one of `one` is larger than one of `other`, ties halved."""
-    ordered = np.sort(other)
-    below, up_to = np.searchsorted(ordered, one, "left"), np.searchsorted(ordered, one, "right")
-    return float((below + up_to).mean()) / (2.0 * len(other))
+def _pairs(one: Mapping[str, Stratum], other: Mapping[str, Stratum], minus: float, same_time: bool) -> list[_Pair]:
+    shared = sorted(one.keys() & other.keys())
+    width, other_width = _width(one, shared, same_time), _width(other, shared, same_time)
+    if same_time:
+        width = other_width = max(width, other_width)
+    pairs = []
+    for size in shared:
+        x, y = np.array(one[size].logs) - minus, np.array(other[size].logs)
+        slots, other_slots = np.array(one[size].bins) // width, np.array(other[size].bins) // other_width
+        if not same_time:
+            pairs.append(_Pair(x, y, slots.tolist(), other_slots.tolist()))
+            continue
+        for slot in np.intersect1d(slots, other_slots).tolist():
+            pairs.append(_Pair(x[slots == slot], y[other_slots == slot], [slot], [slot]))
+    return [pair for pair in pairs if len(pair.x) and len(pair.y)]
+
+
+def _width(of: Mapping[str, Stratum], sizes: list[str], same_time: bool) -> int:
+    """Bins of a slot."""
+    last = max((bin for size in sizes for bin in of[size].bins), default=0)
+    return -(-(last + 1) // SLOTS) if same_time else max(-(-(last + 1) // SLOTS_APART), MOMENT_BINS)
+
+
+def _spread(moments: Iterable[tuple[int, float]]) -> tuple[float, int]:
+    """Variance of a sum by how its slots' parts differ from 0, and that figure's degrees of freedom."""
+    sums: dict[int, float] = {}
+    for slot, part in moments:
+        sums[slot] = sums.get(slot, 0.0) + part
+    if len(sums) < 2:
+        return 0.0, 0
+    return sum(part * part for part in sums.values()) * len(sums) / (len(sums) - 1), len(sums) - 1
+
+
+def _spread_apart(pairs: list[_Pair], weights: Floats, below: list[Floats], larger: float) -> tuple[float, int]:
+    """The same of two times: each has its own moments, and both count (Obuchowski 1997, clustered ROC curves)."""
+    spreads = []
+    for side in (0, 1):
+        moments = []
+        for pair, weight, shares in zip(pairs, weights, below, strict=True):
+            of = shares if side == 0 else 1.0 - _below(pair.y, pair.x)
+            slots = pair.slots if side == 0 else pair.other_slots
+            moments += [
+                (slot, weight * (share - larger) / len(of)) for slot, share in zip(slots, of.tolist(), strict=True)
+            ]
+        spreads.append(_spread(moments))
+    return sum(spread for spread, _ in spreads), min(freedom for _, freedom in spreads)
+
+
+def _below(of: Floats, among: Floats) -> Floats:
+    """For each value the share of `among` that is below it, ties halved."""
+    ordered = np.sort(among)
+    below, up_to = np.searchsorted(ordered, of, "left"), np.searchsorted(ordered, of, "right")
+    shares: Floats = (below + up_to) / (2.0 * len(among))
+    return shares
 
 
 def _shift(one: Floats, other: Floats) -> float:

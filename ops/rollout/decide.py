@@ -21,6 +21,8 @@ from ops.rollout.turns import adopted, next_turn, rolling_back, settled
 
 __all__ = ["Action", "Assign", "Decision", "Drain", "Restart", "Scale", "SwapReplica", "Verify", "decide"]
 
+# The only replica's old version is watched for so many times `step_s`: a busy minute in it would stay in it.
+BASELINE_STEPS = 5
 KEPT_BASELINE = 128  # requests of one metric and stratum of the old version, kept for when it does not serve any more
 
 
@@ -267,7 +269,8 @@ def _has_baseline(rollout: Rollout, observed: Observed) -> bool:
         return True
     if rollout.watch_s is None or live is None:
         return False
-    return live.ended >= rollout.spec.min_samples and observed.now_s - rollout.watch_s >= rollout.spec.step_s
+    long_enough = observed.now_s - rollout.watch_s >= BASELINE_STEPS * rollout.spec.step_s
+    return live.ended >= rollout.spec.min_samples and long_enough
 
 
 def _baseline(rollout: Rollout, observed: Observed) -> Samples | None:
@@ -333,7 +336,7 @@ def _why(rollout: Rollout, observed: Observed) -> str:
         had, need = live.ended if live else 0, rollout.spec.min_samples
         return (
             f"the only replica serves {rollout.from_version} until {need} requests ({had} so far) and "
-            f"{rollout.spec.step_s:g} s are there to compare with"
+            f"{BASELINE_STEPS * rollout.spec.step_s:g} s are there to compare with"
         )
     if rollout.phase is Phase.CANARY:
         return _why_watched(rollout, observed, fleet)

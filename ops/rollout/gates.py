@@ -21,6 +21,7 @@ SPENT = (0.05, 0.1, 0.15, 0.2)  # of the allowed chance, by the first looks; the
 FEWEST = 10  # requests of each version before a look
 FINISHED = 0.8  # share of the requests that have to be over, or their lengths would tell of the short ones only
 ONE_MISHAP = 2  # moments in which requests have to fail: a lost replica fails many at once
+OF_ANOTHER_TIME = 2.0  # exponent of a latency's bound where the old version served at another time, under another load
 MOSTLY = 0.5  # share of failed requests above which it is no mishap
 
 
@@ -34,7 +35,8 @@ def look_is_due(rollout: Rollout, canary: Samples, stable: Samples) -> bool:
 
 def told(canary: Samples, stable: Samples) -> int:
     """Requests of the version that has fewer: a version of which none ever ends has those that run."""
-    return min(of.ended if of.ended >= FEWEST else of.ended + (of.running or 0) for of in (canary, stable))
+    growing = (canary, stable) if canary.since_s == stable.since_s else (canary,)
+    return min(of.ended if of.ended >= FEWEST else of.ended + (of.running or 0) for of in growing)
 
 
 def allowed(gates: Gates, steps: int, look: int) -> float:
@@ -64,6 +66,8 @@ def _ratio(name: str, bound: float, canary: Samples, stable: Samples, chance: fl
         why = "only copies ran, which wait behind all others" if canary.mirrored else "hardly any answer has two tokens"
         return GateResult(name=name, answer=Answer.YES, detail=f"{NAMES[name]}: not asked, {why}")
     same_time = canary.since_s == stable.since_s
+    if not same_time and name != LENGTH:
+        bound **= OF_ANOTHER_TIME
     found = compare(one, other, same_time=same_time)
     if found is None:
         detail = f"{NAMES[name]}: {n} and {n_other} requests of like sizes, too few to compare"

@@ -44,6 +44,7 @@ class Stack:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self.client: httpx.AsyncClient
+        self.app: Any
         self.core: Any
 
     def _read(self) -> None:
@@ -76,7 +77,8 @@ class Stack:
         self.router = LocalRouter(self._no_replica_wait_s)
         self.router.alive.append(info)
         app: Any = await build_app(self._gateway, self.router)  # type: ignore[arg-type]
-        self.core = app._app.state.engine_client.engine_core
+        self.app = app._app
+        self.core = self.app.state.engine_client.engine_core
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://moray", timeout=60)
 
     async def post(self, path: str, body: dict[str, Any]) -> httpx.Response:

@@ -27,6 +27,7 @@ class LocalRouter:
         self.alive: list[ReplicaInfo] = []
         self.gone = False
         self.resyncs = 0
+        self.revision = 0  # of what was assigned last
         self._on_inbox: Callable[[Inbox], None] | None = None  # the gateway's connection, while it stands
         self._version = -1  # of the roster that the gateway was told
         self._ticking = asyncio.ensure_future(self._tick())
@@ -82,9 +83,8 @@ class LocalRouter:
 
     def assign(self, assignment: Assignment) -> None:
         """What is to be served from now on."""
-        self.state._batcher.set_traffic(assignment.traffic, assignment.stable)
-        assert self._on_inbox is not None
-        self._on_inbox(msgspec.msgpack.decode(msgspec.msgpack.encode(Inbox(assignment=assignment)), type=Inbox))
+        self.revision += 1
+        self.state.assign(msgspec.structs.replace(assignment, revision=self.revision))
         self._decide()
 
     def scale(self) -> None:

@@ -214,7 +214,7 @@ def test_whatever_priorities_clients_send_the_routers_series_are_few() -> None:
 
 def test_no_label_of_the_catalogue_can_grow_with_the_load() -> None:
     bounded = {"model", "version", "ending", "stage", "met", "tenant", "kind", "cause", "priority", "state"}
-    bounded |= {"gpu", "layer", "shard", "alarm", "severity", "replica", "action", "outcome"}
+    bounded |= {"gpu", "layer", "shard", "alarm", "severity", "replica", "action", "outcome", "phase"}
     assert {label for metric in CATALOGUE for label in metric.labels} == bounded
 
 

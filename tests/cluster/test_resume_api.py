@@ -168,3 +168,11 @@ async def test_a_stream_that_saw_two_replicas_die_is_told_so_with_its_id(stack: 
     assert reply.status_code == 200 and len(tokens) > 3 and done == "[DONE]"
     said = json.loads(error)["error"]
     assert said["code"] == 500 and "chatcmpl-mine" in said["message"] and "two replicas" in said["message"]
+
+
+async def test_a_model_without_versions_names_none(stack: Stack) -> None:
+    reply = await stack.post(CHAT, ASK)
+    assert not [name for name in reply.headers if name.startswith("x-moray")]
+    assert reply.json()["system_fingerprint"] == stack.app.state.openai_serving_chat.__dict__["system_fingerprint"]
+    refused = await stack.client.post(CHAT, json={"model": "tiny-r1", **ASK}, headers={"x-moray-version": "v1"})
+    assert refused.status_code == 400 and "in no versions" in refused.json()["error"]["message"]

@@ -1,18 +1,17 @@
-"""Engine cores for test_sharded_engine.py: reads a JSON list of jobs from stdin, writes a JSON line for each to stdout.
+"""Engine cores for tests that shard experts: reads jobs from stdin, each a line of JSON, and answers each by a line.
 
 Not a test. One process imports vLLM once (~10 s) and forks a child per job: every engine gets a fresh process without
 threads, which is what forking its own workers needs.
 """
 
+import json
+import os
+import sys
 import time
+import traceback
+from typing import Any, TextIO
 
-BORN = time.time()
-
-import json  # noqa: E402
-import os  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, TextIO  # noqa: E402
+FAILED = 3  # an exit code: there was no engine, or it broke
 
 # vLLM and OpenMP read these when they are imported.
 os.environ |= {
@@ -45,12 +44,6 @@ def engine_args(model: str, shards: int, expert_parallel: bool) -> dict[str, Any
             "distributed_executor_backend": "mp",
         }
     return args
-
-
-def memory(pid: int) -> dict[str, int]:
-    """Rss and Pss in MB: Pss counts a page that n processes share as 1/n."""
-    lines = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return {name: int(lines[name].split()[0]) // 1024 for name in ("Rss", "Pss")}
 
 
 def damage(worker: Any, kind: str) -> None:
@@ -92,10 +85,10 @@ def captured(worker: Any) -> list[list[int]]:
 
 
 def watch(worker: Any) -> None:
-    """Counts the choices that this shard's kernel is to compute, as the plugin hands them to it."""
+    """Counts from now on the choices that this shard's kernel is to compute, as the plugin hands them to it."""
     from experts import vllm_plugin
 
-    handed = vllm_plugin.map_topk
+    handed = getattr(vllm_plugin.map_topk, "watches", vllm_plugin.map_topk)
     worker.computed = []
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -103,7 +96,23 @@ def watch(worker: Any) -> None:
         worker.computed.append(int((weights != 0).sum()))
         return ids, weights
 
+    watched.watches = handed  # type: ignore[attr-defined]
     vllm_plugin.map_topk = watched
+
+
+def load_anew(worker: Any, plan: str) -> None:
+    """Has the worker load its model again, by another plan, as it did when it started: 0.3 s where a start takes 4."""
+    from experts.vllm_plugin import EXPERT_PLAN, stop_counting_routed_tokens
+
+    os.environ[EXPERT_PLAN] = plan
+    runner, compilation = worker.model_runner, worker.vllm_config.compilation_config
+    stop_counting_routed_tokens(worker)
+    for built in (compilation.static_forward_context, compilation.static_all_moe_layers):
+        built.clear()
+    worker.load_model()
+    for bound in (runner.attn_groups, runner.kv_caches):
+        bound.clear()
+    runner.initialize_kv_cache(runner.kv_cache_config)
 
 
 def computed(worker: Any) -> list[int]:
@@ -117,12 +126,11 @@ def moe_layers(worker: Any) -> list[Any]:
 
 
 def generate(core: Any, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
-    """Greedy tokens and their log probabilities, prompt by prompt; s: wall-clock seconds for all."""
+    """Greedy tokens and their log probabilities, prompt by prompt."""
     from vllm import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
 
     answers: dict[str, tuple[list[int], list[float]]] = {}
-    began, first = time.time(), 0.0
     for index, prompt in enumerate(prompts):
         params = SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=0, ignore_eos=True)
         answers[str(index)] = ([], [])
@@ -146,7 +154,6 @@ def generate(core: Any, prompts: list[list[int]], max_tokens: int) -> dict[str, 
         core.post_step(model_executed=executed)
         for batch in (outputs or {}).values():
             for output in batch.outputs:
-                first = first or time.time()
                 tokens, logprobs = answers[output.request_id]
                 tokens.extend(output.new_token_ids)
                 if output.new_logprobs is not None:
@@ -154,62 +161,75 @@ def generate(core: Any, prompts: list[list[int]], max_tokens: int) -> dict[str, 
     return {
         "tokens": [answers[str(i)][0] for i in range(len(prompts))],
         "logprobs": [answers[str(i)][1] for i in range(len(prompts))],
-        "s": time.time() - began,
-        "first": first,
     }
+
+
+def measured(core: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """The job's prompts through an engine that has not answered yet."""
+    from experts.vllm_plugin import routed_tokens
+
+    prompts = job.get("prompts", [[1]])
+    generate(core, prompts[:1], 1)
+    before = core.collective_rpc(routed_tokens)[0]
+    if job.get("capture"):
+        core.collective_rpc(capture)
+    if "plan" in job:
+        core.collective_rpc(watch)
+    whole = generate(core, prompts, job.get("max_tokens", 1))
+    counted = [None if counts is None else (counts - before).tolist() for counts in core.collective_rpc(routed_tokens)]
+    return {
+        "runs": {"whole": whole},
+        "counted": counted,
+        "captured": core.collective_rpc(captured)[0] if job.get("capture") else None,
+        "computed": core.collective_rpc(computed) if "plan" in job else None,
+    }
+
+
+def placed(core: Any) -> list[dict[str, Any]]:
+    from experts.vllm_plugin import expert_placement
+
+    shards = core.collective_rpc(expert_placement)
+    return [{name: getattr(shard, name) for name in shard.__struct_fields__} for shard in shards]
 
 
 def run(job: dict[str, Any], reply: TextIO) -> None:
     """One engine, from its configuration to its answers.
 
     Job: model, shards, expert_parallel (default; else each expert is split over them), fork (default; else spawn),
-    prompts, max_tokens, damages (one more run for each), hold (seconds, at the end), bind (VLLM_CPU_OMP_THREADS_BIND;
-    default: CPUs of its own for each shard), plan (file of an expert plan), capture (count by vLLM's own means, too).
+    prompts, max_tokens, damages (one more run for each), hold (seconds, at the end), plan (file of an expert plan),
+    then (files of plans by which the same engine loads its model afterwards), capture (count by vLLM's own means, too).
+    The answer: what `result` below holds, or {"failed": true}; why is on stderr.
     """
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor import Executor
 
     from experts.placement import omp_binding
-    from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA, expert_placement, routed_tokens
+    from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA
     from experts.worker_processes import fork_workers
 
-    began = time.time()
     shards = job["shards"]
     cpus = sorted(os.sched_getaffinity(0))
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = job.get("bind") or (omp_binding(shards, cpus) if shards > 1 else "nobind")
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = omp_binding(shards, cpus) if shards > 1 else "nobind"
     os.environ |= {OF_A_REPLICA: "1", EXPERT_PLAN: job.get("plan", "")}
     config = EngineArgs(**engine_args(job["model"], shards, job.get("expert_parallel", True))).create_engine_config()
     if shards > 1 and job.get("fork", True):
         fork_workers()
     core = EngineCore(config, Executor.get_class(config), log_stats=False)
-    ready = time.time()
-    prompts = job.get("prompts", [[1]])
-    runs = {"first": generate(core, prompts[:1], 1)}
-    before = core.collective_rpc(routed_tokens)[0]
-    if job.get("capture"):
-        core.collective_rpc(capture)
-    if "plan" in job:
-        core.collective_rpc(watch)
-    runs["whole"] = generate(core, prompts, job.get("max_tokens", 1))
-    counted = [None if counts is None else (counts - before).tolist() for counts in core.collective_rpc(routed_tokens)]
-    by_vllm = core.collective_rpc(captured)[0] if job.get("capture") else None
+    result = measured(core, job)
     for kind in job.get("damages", []):
         core.collective_rpc(damage, args=(kind,))
         core.reset_prefix_cache()
-        runs[kind] = generate(core, prompts, job["max_tokens"])
-    placement = core.collective_rpc(expert_placement)
-    result = {
-        "runs": runs,
-        "ready_s": ready - began,
-        "first_token_s": runs["first"]["first"] - began,
-        "counted": counted,
-        "computed": core.collective_rpc(computed) if "plan" in job else None,
-        "captured": by_vllm,
-        "placement": [{name: getattr(shard, name) for name in shard.__struct_fields__} for shard in placement],
+        result["runs"][kind] = generate(core, job["prompts"], job["max_tokens"])
+    result |= {
+        "placement": placed(core),  # after the last damage
         "pid": os.getpid(),
-        "memory": {pid: memory(pid) for pid in {os.getpid(), *(shard.pid for shard in placement)}},
+        "then": [],
     }
+    for plan in job.get("then", []):
+        core.collective_rpc(load_anew, args=(plan,))
+        core.reset_prefix_cache()
+        result["then"].append(measured(core, job) | {"placement": placed(core)})
     reply.write(json.dumps(result) + "\n")
     reply.flush()
     time.sleep(job.get("hold", 0.0))
@@ -221,15 +241,19 @@ def main() -> None:
 
     reply = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM logs to stdout
-    reply.write(json.dumps({"import_s": time.time() - BORN}) + "\n")
-    reply.flush()
-    for job in json.load(sys.stdin):
+    for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            run(job, reply)
-            os._exit(0)  # no orderly shutdown (vLLM's takes 3-7 s): the kernel ends the workers
-        if os.waitpid(child, 0)[1] != 0 and "hold" not in job:  # a held engine is there to be killed
-            sys.exit(f"The engine's process failed on {job['model']} with {job['shards']} shards.")
+            # No orderly shutdown (vLLM's takes 3-7 s): the kernel ends the workers.
+            try:
+                run(json.loads(line), reply)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(FAILED)
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == FAILED:
+            reply.write(json.dumps({"failed": True}) + "\n")
+            reply.flush()
 
 
 if __name__ == "__main__":

@@ -5,33 +5,38 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 
 
-@contextmanager
-def engines(jobs: list[dict[str, Any]]) -> Iterator[Iterator[dict[str, Any]]]:
-    """One reply a job, in turn; see `engine_process.run` for both. What is left is killed at the end."""
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "engine_process.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(jobs))
-        process.stdin.close()
-        process.stdout.readline()  # the import's time
-        yield map(json.loads, process.stdout)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+class Engines:
+    """Engine cores one after another, forked from a process that imports vLLM once; see `engine_process.run`."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "engine_process.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def answer(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Of an engine of its own."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        reply = self._process.stdout.readline()
+        assert reply, "the process that forks engines has ended"
+        answer: dict[str, Any] = json.loads(reply)
+        return answer
+
+    def close(self) -> None:
+        """Kills what is left."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def differences(one: dict[str, Any], sharded: dict[str, Any], tolerance: float = 1e-3) -> list[str]:

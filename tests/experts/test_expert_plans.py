@@ -1,13 +1,12 @@
 """CPU workers that hold what a plan says: any plan gives the whole model's answers, and the loads that it predicts."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from engines import differences, engines
+from engines import Engines, differences
 
 from experts.load import shard_tokens
 from experts.placement import ShardPlacement
@@ -36,19 +35,19 @@ def random_plan(number: int) -> PlacementPlan:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """The whole model's, then each plan's: about 3 s an engine."""
+def answers(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The whole model's, then each plan's: one engine loads its model by each of them."""
     folder = tmp_path_factory.mktemp("plans")
     sums = [f"{7 * i % 900}{'+-'[i % 2]}{13 * i % 700}" for i in range(60)]
     prompts = [[*encode_prompt([(USER, text)]), TOKEN_ID[THINK]] for text in sums]
     common = {"model": str(checkpoint_path()), "prompts": prompts, "max_tokens": MAX_TOKENS}
-    jobs = [common | {"shards": 1}]
-    for number in range(PLANS):
-        file = folder / f"{number}.json"
+    files = [folder / f"{number}.json" for number in range(PLANS)]
+    for number, file in enumerate(files):
         file.write_bytes(random_plan(number).to_json())
-        jobs.append(common | {"shards": SHARDS, "plan": str(file)})
-    with engines(jobs) as replies:
-        yield list(replies)
+    first, *others = map(str, files)
+    whole = engines.answer(common | {"shards": 1})
+    placed = engines.answer(common | {"shards": SHARDS, "plan": first, "then": others})
+    return [whole, placed, *placed["then"]]
 
 
 @pytest.mark.parametrize("number", range(PLANS))
@@ -82,8 +81,8 @@ def test_load_by_shard_follows_the_placement_that_the_workers_tell(answers: list
         assert shard_tokens(np.array(told["counted"][0]), shards).tolist() == measured.tolist()
 
 
-def test_a_plan_for_another_model_is_refused(tmp_path: Path) -> None:
+def test_a_plan_for_another_model_is_refused(engines: Engines, tmp_path: Path) -> None:
     plan = PlacementPlan("another", Placement(np.arange(6).reshape(1, 2, 3).repeat(LAYERS, 0), 6))
     (tmp_path / "plan.json").write_bytes(plan.to_json())
-    with engines([{"model": str(checkpoint_path()), "shards": SHARDS, "plan": str(tmp_path / "plan.json")}]) as replies:
-        assert list(replies) == []
+    job = {"model": str(checkpoint_path()), "shards": SHARDS, "plan": str(tmp_path / "plan.json")}
+    assert engines.answer(job) == {"failed": True}

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import random_moe
-from engines import differences, engines
+from engines import Engines, differences
 
 from experts.placement import ShardPlacement, uncovered_experts
 from experts.tiny_r1 import checkpoint_path
@@ -46,7 +46,7 @@ Results = dict[str, dict[str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[dict[str, Any]]]:
+def answers(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """Ten engines, one after another; 80-100 s in all on two CPUs shared with other work.
 
     DeepSeek's reference has two processes as well, but splits every expert over both instead of dealing them out:
@@ -61,8 +61,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[dict[
         whole = {"shards": 2, "expert_parallel": False} if model == "deepseek_v3" else {"shards": 1}
         jobs += [common | whole, common | {"shards": 2, "damages": ["lost", "rotated"]}]
     jobs += [{"model": str(checkpoint_path()), **hold} for hold in HOLD.values()]
-    with engines(jobs) as replies:
-        yield replies
+    return map(engines.answer, jobs)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,16 @@
-"""One engine core in a process of its own: reads a job as JSON from stdin, writes what came of it as a JSON line.
+"""Engine cores, each in a process of its own: reads jobs as lines of JSON from stdin, writes what came of each as one.
 
 Not a test. Job: spec (an EngineSpec), prompts (token ids), output_tokens, beside (whether another stream runs beside
 each), refuse (token ids that a gateway's front end is asked to take). The answer: kv_tokens, answers (tokens, logprobs,
 steps to the first token and in all, prompt by prompt), refused (the front end's sentence), or failed (why there is no
-engine).
+engine). One process imports vLLM once (10 s) and forks a child per job; all jobs have the first one's environment.
 """
 
 import json
 import os
 import sys
-from typing import Any
+import traceback
+from typing import Any, TextIO
 
 import msgspec
 
@@ -73,28 +74,42 @@ def refusal(core: Any, prompt: list[int]) -> str:
     return ""
 
 
-def main() -> None:
-    job = json.load(sys.stdin)
-    spec = msgspec.convert(job["spec"], EngineSpec)
-    os.environ.update(core_environment(spec))
-    reply = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # vLLM logs to stdout
-    try:
-        from replicas.vllm_core import VllmCore
+def run(job: dict[str, Any], reply: TextIO) -> None:
+    """One engine, from its specification to its answers."""
+    from replicas.vllm_core import VllmCore
 
-        core = VllmCore(spec)
+    try:
+        core = VllmCore(msgspec.convert(job["spec"], EngineSpec))
     except ValueError as error:
-        reply.write(json.dumps({"failed": str(error)}) + "\n")
-        reply.flush()
-        os._exit(0)
-    found = {
-        "kv_tokens": core.capacity.kv_tokens,
-        "answers": [answer(core, prompt, job["output_tokens"], job["beside"]) for prompt in job["prompts"]],
-        "refused": refusal(core, job["refuse"]) if "refuse" in job else "",
-    }
+        found: dict[str, Any] = {"failed": str(error)}
+    else:
+        found = {
+            "kv_tokens": core.capacity.kv_tokens,
+            "answers": [answer(core, prompt, job["output_tokens"], job["beside"]) for prompt in job["prompts"]],
+            "refused": refusal(core, job["refuse"]) if "refuse" in job else "",
+        }
     reply.write(json.dumps(found) + "\n")
     reply.flush()
-    os._exit(0)  # no orderly shutdown: vLLM's takes seconds
+
+
+def main() -> None:
+    reply = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM logs to stdout
+    for number, line in enumerate(sys.stdin):
+        job = json.loads(line)
+        if not number:
+            os.environ.update(core_environment(msgspec.convert(job["spec"], EngineSpec)))
+            import replicas.vllm_core  # noqa: F401, for the children; it reads the environment
+        child = os.fork()
+        if child == 0:
+            try:
+                run(job, reply)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)  # no orderly shutdown: vLLM's takes seconds
+        if os.waitpid(child, 0)[1] != 0:
+            sys.exit("The engine's process failed.")
 
 
 if __name__ == "__main__":

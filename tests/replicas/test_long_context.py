@@ -5,6 +5,8 @@ float32, so that what differs is more than the order of sums. Each engine is a p
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +30,30 @@ KV_BYTES_PER_TOKEN = int(from_config(CONFIG, "tiny-r1").kv_bytes_per_token(value
 PLANNED = (CONTEXT + BLOCK_TOKENS) * KV_BYTES_PER_TOKEN  # vLLM keeps one block for itself
 
 
-def start(prompts=(), overrides=YARN, beside=False, **engine_args):
-    """What an engine with these arguments makes of the prompts: see engine_answers.py."""
+@pytest.fixture(scope="module")
+def start():
+    """`start(prompts, …)`: what an engine with these arguments makes of the prompts. See engine_answers.py."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("engine_answers.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+    def answered(*args, **engine_args):
+        process.stdin.write(json.dumps(job(*args, **engine_args)) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, "the engine's process failed; its last words are on stderr"
+        return json.loads(answer)
+
+    yield answered
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def job(prompts=(), overrides=YARN, beside=False, **engine_args):
     spec = EngineSpec(
         model="tiny-r1",
         engine_args={
@@ -50,17 +74,13 @@ def start(prompts=(), overrides=YARN, beside=False, **engine_args):
         start_timeout_s=100.0,
         drain_s=0.0,
     )
-    job = {
+    return {
         "spec": msgspec.to_builtins(spec),
         "prompts": prompts,
         "output_tokens": OUTPUT,
         "beside": beside,
         "refuse": [65] * (CONTEXT + 1),
     }
-    script = Path(__file__).with_name("engine_answers.py")
-    done = subprocess.run([sys.executable, str(script)], input=json.dumps(job), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
 
 
 def babble(count, seed=0):
@@ -72,12 +92,12 @@ OTHER_BEGINNING = babble(CHUNK, seed=11) + LONG[CHUNK:]
 
 
 @pytest.fixture(scope="module")
-def chunked():
+def chunked(start):
     return start([LONG, OTHER_BEGINNING], enable_prefix_caching=False)
 
 
 @pytest.fixture(scope="module")
-def whole():
+def whole(start):
     """The same in one step."""
     return start([LONG], max_num_batched_tokens=CONTEXT)
 
@@ -97,7 +117,7 @@ def test_its_first_chunk_still_counts_at_its_end(chunked):
     assert gap(*chunked["answers"]) > 1e-3
 
 
-def test_beside_a_stream_a_long_prompt_takes_no_more_of_a_step_than_a_profile_allows(chunked):
+def test_beside_a_stream_a_long_prompt_takes_no_more_of_a_step_than_a_profile_allows(start, chunked):
     """What the profiles' long_prefill_token_threshold is there for; alone, a prompt may fill the step."""
     prompt = LONG[: 4 * CHUNK]
     limited = start([prompt], beside=True, long_prefill_token_threshold=CHUNK // 4)
@@ -105,12 +125,12 @@ def test_beside_a_stream_a_long_prompt_takes_no_more_of_a_step_than_a_profile_al
     assert chunked["answers"][0]["first"] == CONTEXT // CHUNK
 
 
-def test_it_is_read_with_its_positions_scaled(chunked):
+def test_it_is_read_with_its_positions_scaled(start, chunked):
     unscaled = start([LONG], overrides={"max_position_embeddings": CONTEXT})
     assert gap(unscaled["answers"][0], chunked["answers"][0]) > 1e-3
 
 
-def test_the_planned_kv_memory_holds_32768_tokens_and_a_block_less_is_refused(chunked):
+def test_the_planned_kv_memory_holds_32768_tokens_and_a_block_less_is_refused(start, chunked):
     assert chunked["kv_tokens"] == CONTEXT
     failed = start(kv_cache_memory_bytes=PLANNED - BLOCK_TOKENS * KV_BYTES_PER_TOKEN)["failed"]
     assert "32768" in failed and "KV cache" in failed
@@ -120,6 +140,6 @@ def test_a_prompt_beyond_it_is_refused(chunked):
     assert f"maximum context length is {CONTEXT} tokens" in chunked["refused"]
 
 
-def test_without_scaled_positions_the_engine_refuses_as_the_check_before_it_does():
+def test_without_scaled_positions_the_engine_refuses_as_the_check_before_it_does(start):
     assert "max_model_len (32768) is greater" in start(overrides={})["failed"]
     assert len(check_context(CHECKPOINT, CONTEXT, {})) == 1 and check_context(CHECKPOINT, CONTEXT, YARN) == []

@@ -39,9 +39,10 @@ def test_an_unknown_stage_is_refused() -> None:
         stage_named("six_digits")
 
 
-def test_a_further_stage_asks_more_than_the_last_and_forgets_none_of_its_tasks() -> None:
+def test_further_stages_ask_more_than_the_last_and_forget_none_of_its_tasks() -> None:
+    assert FURTHER[0].max_digits > CURRICULUM[-1].max_digits
     for earlier, later in itertools.pairwise((CURRICULUM[-1], *FURTHER)):
-        assert later.max_digits > earlier.max_digits
+        assert later.max_digits >= earlier.max_digits and later != earlier
         assert set(later.mix.weights) >= set(earlier.mix.weights)
         assert stage_named(later.name) is later
 

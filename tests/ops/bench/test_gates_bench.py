@@ -25,6 +25,6 @@ def test_it_prints_one_object_of_rates() -> None:
 
 def test_a_rollout_is_repeatable_and_a_disaster_is_short() -> None:
     spec = RolloutSpec(version="v2")
-    assert roll(SAME, 10.0, spec, 1) == roll(SAME, 10.0, spec, 1)
-    outcome = roll(Fault("all fail", errors=1.0), 10.0, spec, 1)
+    assert roll(SAME, 4, 10.0, spec, 1) == roll(SAME, 4, 10.0, spec, 1)
+    outcome = roll(Fault("all fail", errors=1.0), 4, 10.0, spec, 1)
     assert not outcome.promoted and outcome.by_gate == "errors" and outcome.seconds < 60.0

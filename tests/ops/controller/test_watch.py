@@ -185,8 +185,9 @@ def test_which_endings_are_errors_of_ours() -> None:
     assert {name for name, one in told.items() if one is None} == {
         "REJECTED", "BODY_TOO_LARGE", "RATE_LIMITED", "UNAUTHENTICATED", "BAD_HEADER", "NOT_OPERATOR",
     }  # fmt: skip
-    failed = {name for name, one in told.items() if one and one.failed}
-    assert failed == {"ERROR", "NO_REPLICA", "LOST", "VERSION_GONE", "QUARANTINED"}
+    assert {name for name, one in told.items() if one and one.failed} == {
+        "ERROR", "NO_REPLICA", "LOST", "QUARANTINED", "VERSION_GONE",
+    }  # fmt: skip
     assert {name for name, one in told.items() if one and one.shed} == {"TOO_LATE", "QUEUE_FULL"}
     assert of_interest(RECORD._replace(ending="RESTARTED"), 105.4) is None
     assert told["DONE"].age_s == pytest.approx(4.0)

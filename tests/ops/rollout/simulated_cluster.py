@@ -28,12 +28,40 @@ class Version:
     ttft_s: float = 0.2
     tokens: float = 40.0
     errors: float = 0.0
-    load: str = "loads"  # or "fails", "crashes", "hangs"
+    load: str = "loads"  # or "fails", "crashes", "hangs"; "hangs in place": only in a swap
     probes: str = "pass"  # or "fail" (the replica sees it) or "inexact" (it is for the rollout to judge)
 
     @property
     def may_serve(self) -> bool:
-        return self.load == "loads" and self.probes == "pass"
+        return self.starts and self.probes == "pass"
+
+    @property
+    def starts(self) -> bool:
+        return self.load in ("loads", "hangs in place")
+
+
+QUICK = {
+    "version": "v2",
+    "step_s": 20.0,
+    "settle_s": 2.0,
+    "min_samples": 60,
+    "finish_s": 6.0,
+    "swap_timeout_s": 40.0,
+    "deadline_s": 400.0,
+}
+BAD = {
+    "slow to begin": Version("v2", ttft_s=0.4),
+    "errors": Version("v2", errors=0.2),
+    "long answers": Version("v2", tokens=100),
+    "short answers": Version("v2", tokens=12),
+}
+BROKEN = {
+    "does not load": Version("v2", load="fails"),
+    "crashes": Version("v2", load="crashes"),
+    "hangs": Version("v2", load="hangs"),
+    "wrong answers": Version("v2", probes="fail"),
+    "inexact answers": Version("v2", probes="inexact"),
+}
 
 
 @dataclass
@@ -102,7 +130,7 @@ class Cluster:
         for replica in list(self.replicas.values()):
             self._finish_requests(replica)
             self._go_on_with_swap(replica)
-            if replica.up_at <= self.now and self.versions[replica.version].load != "loads":
+            if replica.up_at <= self.now and not self.versions[replica.version].starts:
                 self.load_failure = f"{replica.version}: tensors of wrong names"
                 self._end(replica)  # it was started with a version that does not load
         to_start = self.wanted + self.extra - len(self.replicas)
@@ -161,7 +189,7 @@ class Cluster:
             replica.running.clear()
             swap.loads_at = self.now + 2.0
             swap.report = SwapReport(id=swap.command.id, version=version.name, phase="loading")
-        if self.now < swap.loads_at or version.load == "hangs":
+        if self.now < swap.loads_at or version.load in ("hangs", "hangs in place"):
             return
         if version.load == "crashes":
             self._end(replica)
@@ -308,3 +336,10 @@ class Cluster:
         self.most_out = max(self.most_out, len(self.out))
         if len(self.out) > 1:
             raise Broken(f"{sorted(self.out)} are out of rotation at once")
+        traffic = self._acted_on.traffic if self._acted_on is not None else None
+        gets = {r.replica_id for r in self.replicas.values() if self._takes(r)}
+        if traffic is not None:
+            gets = {replica_id for replica_id in gets if traffic.get(self.replicas[replica_id].version)}
+        others = [r for r in self.replicas.values() if not r.draining and r.replica_id != replica_id]
+        if gets == {replica_id} and any(not self._takes(r) for r in others):
+            raise Broken(f"{replica_id} is the last that gets requests, and others are coming")

@@ -2,35 +2,12 @@
 
 import pytest
 from killed_shell import Shell
-from simulated_cluster import Cluster, Version
+from simulated_cluster import BAD, BROKEN, QUICK, Cluster, Version
 
 from ops.rollout.actions import Restart, Scale, SwapReplica
 from ops.rollout.commands import Command, commanded
 from ops.rollout.spec import RolloutSpec, Strategy
 from ops.rollout.state import Phase, Rollout, encode, started
-
-QUICK = {
-    "version": "v2",
-    "step_s": 20.0,
-    "settle_s": 2.0,
-    "min_samples": 60,
-    "finish_s": 6.0,
-    "swap_timeout_s": 40.0,
-    "deadline_s": 400.0,
-}
-BAD = {
-    "slow to begin": Version("v2", ttft_s=0.4),
-    "errors": Version("v2", errors=0.2),
-    "long answers": Version("v2", tokens=100),
-    "short answers": Version("v2", tokens=12),
-}
-BROKEN = {
-    "does not load": Version("v2", load="fails"),
-    "crashes": Version("v2", load="crashes"),
-    "hangs": Version("v2", load="hangs"),
-    "wrong answers": Version("v2", probes="fail"),
-    "inexact answers": Version("v2", probes="inexact"),
-}
 
 
 def rolled(replicas: int, version: Version | None = None, **spec: object) -> Shell:
@@ -273,7 +250,7 @@ def test_the_router_away_nothing_is_done() -> None:
 def test_a_replica_that_cannot_go_back_is_restarted() -> None:
     shell = rolled(2, BAD["errors"])
     until(shell, Phase.ROLLING_BACK)
-    shell.cluster.versions["v1"].load = "hangs"
+    shell.cluster.versions["v1"].load = "hangs in place"
     done: list[object] = []
     do = shell.cluster.do
     shell.cluster.do = lambda action: (done.append(action), do(action))  # type: ignore[assignment, func-returns-value]

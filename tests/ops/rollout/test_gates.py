@@ -258,13 +258,13 @@ def test_a_window_takes_what_began_in_it_and_stays_small() -> None:
 def test_a_version_like_the_old_one_is_rarely_rolled_back() -> None:
     """`moray bench gates` prints the rates; here few of them, to see that neither way is always taken."""
     spec = RolloutSpec(version="v2")
-    assert sum(not roll(SAME, 10.0, spec, seed).promoted for seed in range(12)) <= 1
+    assert sum(not roll(SAME, 4, 10.0, spec, seed).promoted for seed in range(12)) <= 1
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_worse_version_is_found(fault: Fault) -> None:
     spec = RolloutSpec(version="v2")
-    outcomes = [roll(fault, 10.0, spec, seed) for seed in range(6)]
+    outcomes = [roll(fault, 4, 10.0, spec, seed) for seed in range(6)]
     assert not any(outcome.promoted for outcome in outcomes)
     assert all(outcome.bad_share < 0.5 for outcome in outcomes)
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from killed_shell import Shell
-from simulated_cluster import Cluster, Version
-from test_decided_rollouts import BAD, BROKEN, QUICK
+from simulated_cluster import BAD, BROKEN, QUICK, Cluster, Version
 
 from ops.rollout.commands import Command, Refused, commanded
 from ops.rollout.spec import RolloutSpec
@@ -42,7 +41,7 @@ def test_killed_at_random_moments_of_each_phase(phase: Phase, stores_first: bool
     """The shell stores first; that it would do so last, or that a store is lost, must break nothing either."""
     kills: Counter[str] = Counter()
     ends: Counter[Phase] = Counter()
-    for seed in range(12):
+    for seed in range(10):
         version = VERSIONS[seed % len(VERSIONS)] if phase is not Phase.PROMOTING else Version("v2")
         if phase is Phase.ROLLING_BACK:
             version = BAD["errors"]
@@ -70,7 +69,7 @@ events = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     replicas=st.integers(1, 5),
     version=st.sampled_from(VERSIONS),
