@@ -288,17 +288,19 @@ class Engine:
                 await ledger.change(extra=extra)
             assert self._assignment is not None, "a rollout has one"
             return await self._serve_by(assignments.scaled(self._assignment, extra))
-        base = ledger.kept.base if ledger.kept.base is not None else serving.target
+        before = ledger.kept
+        base = before.base if before.base is not None else serving.target
         async with ledger.changing:
             await ledger.change(extra=extra, base=base)
-        if serving.target != base + extra and (
-            refused := await self._around.scale(ledger.kept.deployment, base + extra)
-        ):
-            return refused
-        if not extra:
-            async with ledger.changing:
+        refused = ""
+        if serving.target != base + extra:
+            refused = await self._around.scale(before.deployment, base + extra)
+        async with ledger.changing:
+            if refused:
+                await ledger.change(extra=before.extra, base=before.base)
+            elif not extra:
                 await ledger.change(base=None)
-        return ""
+        return refused
 
     # -- what is known ------------------------------------------------------------------------------------------------
 

@@ -429,6 +429,16 @@ async def test_scaling_survives_a_controller_that_dies_at_any_moment_of_it(shell
     assert (decisions.seen[-1].wanted, decisions.seen[-1].extra) == (5, 0)
 
 
+async def test_a_scaling_that_serve_refuses_has_not_been(shell: Make, decisions: Decisions) -> None:
+    one = await started(shell())
+    await one.look()
+    one.cluster.refuse["scale"] = NOT_SCALABLE
+    decisions.next = [Scale(extra=1)]
+    await one.look(2)
+    seen = decisions.seen[-1]
+    assert (seen.extra, seen.wanted, seen.refused) == (0, 2, NOT_SCALABLE) and one.engine.ledger.kept.base is None
+
+
 async def test_where_the_load_decides_how_many_there_are_its_policy_is_told(shell: Make, decisions: Decisions) -> None:
     one = shell()
     one.cluster.autoscaled, one.cluster.scalable = True, False
