@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import ray
 from ray import serve
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from ops.own_session import free_port
 from ops.rollout.surroundings import NOT_SCALABLE, RayCluster, Serving
@@ -40,7 +40,7 @@ def dashboard() -> Iterator[str]:
 
 
 def put(dashboard: str, folder: Path, version: str, **more: Any) -> None:
-    """As KubeRay does when `serveConfigV2` has changed."""
+    """PUT /api/serve/applications/, as KubeRay asks when `serveConfigV2` has changed; with the token that Ray wants."""
     application = {
         "name": APP,
         "route_prefix": "/",
@@ -49,9 +49,7 @@ def put(dashboard: str, folder: Path, version: str, **more: Any) -> None:
         "deployments": [{"name": "Gateway", "user_config": {"version": version}}],
         **more,
     }
-    body = {"applications": [application]}
-    reply = httpx.put(f"{dashboard}/api/serve/applications/", json=body, timeout=60, trust_env=False)
-    assert reply.is_success, reply.text
+    ServeSubmissionClient(dashboard).deploy_applications({"applications": [application]})
 
 
 def running(what: str, folder: Path) -> set[str]:
