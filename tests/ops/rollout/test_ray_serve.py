@@ -65,7 +65,8 @@ def eventually(probe: Callable[[], Any], within_s: float = 60.0) -> Any:
 
 
 def is_running() -> bool:
-    return serve.status().applications[APP].status == "RUNNING"
+    found = serve.status().applications.get(APP)
+    return found is not None and found.status == "RUNNING"
 
 
 def told(folder: Path) -> list[str]:
@@ -119,6 +120,7 @@ async def _surge(folder: Path, dashboard: str) -> None:
 
 def test_an_application_that_forbids_it_is_told_with_the_way_out(dashboard: str, tmp_path: Path) -> None:
     put(dashboard, tmp_path, "v1")
+    eventually(lambda: running("replica", tmp_path))
     eventually(is_running)
     around = RayCluster("m")
     assert asyncio.run(around.serving(DEPLOYMENT)).scalable is False
