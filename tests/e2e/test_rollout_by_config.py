@@ -36,7 +36,7 @@ class Cluster:
         self._streaming = threading.Thread(target=lambda: asyncio.run(self._stream()), daemon=True)
 
     def put(self, version: str) -> None:
-        """PUT /api/serve/applications/, as KubeRay asks when `serveConfigV2` has changed; with the token of Ray."""
+        """PUT /api/serve/applications/, as KubeRay asks when `serveConfigV2` has changed."""
         user_config = {"version": version, "rollout": {"strategy": "surge", "finish_s": 5}}
         application = {
             "name": "moray",
@@ -79,8 +79,11 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(new_session: NewSession, tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Cluster]:
+def cluster(
+    new_session: NewSession, tmp_path: Path, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
     """One replica, of a store whose two versions have the same weights; deployed by the dashboard's REST API."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # the dashboard would ask for Ray's token; it is on the loopback
     store, v1 = tmp_path / "store", Path(store_path()) / "v1"
     for name in ("v1", "v2"):
         add(v1, store, name)

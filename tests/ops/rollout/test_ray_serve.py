@@ -28,6 +28,7 @@ def dashboard() -> Iterator[str]:
     """URL of the dashboard of a Ray of our own, with Serve."""
     assert not ray.is_initialized()
     port = free_port()
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # the dashboard would ask for Ray's token; it is on the loopback
     os.environ["PYTHONPATH"] = os.pathsep.join([HERE, os.getcwd(), os.environ.get("PYTHONPATH", "")])  # noqa: PTH109
     ray.init(
         num_cpus=2, include_dashboard=True, dashboard_port=port, dashboard_host="127.0.0.1", log_to_driver=False,
@@ -40,7 +41,7 @@ def dashboard() -> Iterator[str]:
 
 
 def put(dashboard: str, folder: Path, version: str, **more: Any) -> None:
-    """PUT /api/serve/applications/, as KubeRay asks when `serveConfigV2` has changed; with the token that Ray wants."""
+    """PUT /api/serve/applications/, as KubeRay asks when `serveConfigV2` has changed."""
     application = {
         "name": APP,
         "route_prefix": "/",
