@@ -204,6 +204,8 @@ class ContinuousBatcher:
         """
         if pool.without_since is None:
             pool.without_since = now
+        if not len(pool.queue):
+            return
         for waiting in list(pool.queue):
             if pool.replicas and not waiting.ticket.version:
                 continue

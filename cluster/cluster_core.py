@@ -371,8 +371,8 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         live.grant, live.submitted_at = None, 0.0
         if not live.tokens_left:  # its last token had come, only the word that it was the last had not
             self._finish(live, FinishReason.LENGTH, DONE)
-        elif live.ticket.mirror:
-            self._end(live, Ending.LOST)
+        elif live.ticket.mirror:  # its version's fault only if the replica died of itself
+            self._finish(live, FinishReason.ERROR, Ending.LOST.name if live.deaths else ABORTED)
         else:
             self._release(live)
             self._talk.ask(live.ticket_anew())

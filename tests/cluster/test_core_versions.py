@@ -268,6 +268,7 @@ async def test_a_copy_is_not_moved_off_a_replica_that_drains(cluster):
     await until(lambda: len(trial.core.requests) == 4)
     cluster.router.drain(trial.info.replica_id, migrate=True)
     await until(lambda: len(copies(cluster)) == 4 and not trial.core.requests)
+    assert {copy.ending for copy in copies(cluster)} == {"ABORTED"}  # it is nobody's fault
     assert cluster.core.resumes.moved == 0 and not cluster.heard.resumes
     await cluster.all_end()
     cluster.assert_exact()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 import pytest
 
 from cluster.batcher import Batcher
@@ -59,6 +60,19 @@ def send(batcher: Batcher, *tickets: Ticket) -> list[str]:
 
 def end(batcher: Batcher, name: str, output: int = 10) -> None:
     batcher.release(Released(request_id=name, output_tokens=output, whole=True))
+
+
+@pytest.mark.parametrize("policy", PEERS)
+def test_all_keep_what_has_started_on_its_version(policy):
+    batcher = cluster(policy, "a", "b")
+    for name in ("c", "d"):
+        batcher.join(msgspec.structs.replace(replica(name), version="v2"))
+    started = [msgspec.structs.replace(ticket(str(i)), resumed=True, version="v2") for i in range(20)]
+    assert set(send(batcher, *started)) <= {"c", "d"}
+    gone = msgspec.structs.replace(ticket("gone"), resumed=True, version="v3")
+    batcher.submit("g", gone, 0.0)
+    assert batcher.decide(29.0) == ([], []) and send(batcher, ticket("fresh"))
+    assert [denial.request_id for _, denial in batcher.decide(30.0).denials] == ["gone"]
 
 
 @pytest.mark.parametrize("policy", PEERS)

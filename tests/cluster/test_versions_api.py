@@ -114,7 +114,7 @@ async def test_a_stream_names_its_version_at_its_head_and_at_its_end(stack: Vers
         assert usage["usage"] and usage["system_fingerprint"] == f"{stack.fingerprint}-v1"
 
 
-@pytest.mark.parametrize("more", [{}, {"n": 3}], ids=["one", "samples"])
+@pytest.mark.parametrize("more", [{}, {"n": 3, "temperature": 2.0, "seed": 7}], ids=["one", "samples"])
 async def test_an_answer_begins_again_when_its_version_is_gone(stack: Versions, more: dict[str, Any]) -> None:
     undisturbed = (await stack.post(CHAT, LONG | more)).json()
     changing = asyncio.ensure_future(stack.be_at(9, "v2"))

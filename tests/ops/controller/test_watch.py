@@ -190,6 +190,12 @@ def test_which_endings_are_errors_of_ours() -> None:
     }  # fmt: skip
     assert {name for name, one in told.items() if one and one.shed} == {"TOO_LATE", "QUEUE_FULL"}
     assert of_interest(RECORD._replace(ending="RESTARTED"), 105.4) is None
+    copies = [of_interest(RECORD._replace(ending=name, mirror=True), 105.4) for name in ("DONE", "LOST", "TOO_LATE")]
+    assert [(copy.mirror, copy.done, copy.failed, copy.shed) for copy in copies if copy] == [
+        (True, True, False, False),
+        (True, False, True, False),
+        (True, False, False, True),
+    ]
     assert told["DONE"].age_s == pytest.approx(4.0)
     assert (told["DONE"].ttft_s, told["DONE"].tpot_s) == (1.0, pytest.approx(0.1))
     assert (told["DONE"].lasted_s, told["DONE"].output_tokens) == (pytest.approx(1.4), 5)
