@@ -9,7 +9,7 @@ from cluster.prefix_index import NONE, Anchors, leading
 from cluster.step_fit import StepFit
 from replicas.messages import LoadReport, ReplicaInfo
 
-TPOT_MARGIN = 0.9  # of the time per output token that was promised, what a replica is planned to use
+TPOT_MARGIN = 0.97  # of the time per output token that was promised, what a replica is planned to use
 LOWER_CLASSES = 0.8  # of KV, batch and step time, what requests behind a better priority class may fill
 LAG_WEIGHT = 0.05  # of a new first token's lag in their mean
 LAG_HALF_LIFE_S = 2.0
