@@ -21,7 +21,7 @@ from cluster.batcher import Decision, ReplicaView, WaitingView
 from cluster.outcomes import Ending
 from cluster.output_length import OutputLength
 from cluster.pools import Pool, Pools
-from cluster.prefix_index import NOBODY, Match
+from cluster.prefix_index import NOBODY, Anchors, Match
 from cluster.replica_room import LOWER_CLASSES, ReplicaRoom
 from cluster.waiting import TokenCounters, Waiting, WaitingQueue
 from replicas.messages import Denial, Grant, LoadReport, Released, ReplicaInfo, Ticket
@@ -81,7 +81,8 @@ class ContinuousBatcher:
         room = self._pools.join(info)
         for request_id, placed in self._placed.items():
             if (placed.replica_id, placed.epoch) == (info.replica_id, info.epoch):
-                room.take(request_id, self._kv_tokens(placed.ticket, info), 0)
+                anchors = self._pools.of(room).prefixes.anchors(placed.ticket)
+                room.take(request_id, self._kv_tokens(placed.ticket, info), 0, anchors)
         self._pools.of(room).list_ready(room)
         self._pools.reroute()
 
@@ -259,13 +260,13 @@ class ContinuousBatcher:
         many_hold_it = len(match.holders) > LOOK_AT
         if not many_hold_it:
             rooms = [room for holder in match.holders if (room := pool.replicas.get(holder)) is not None]
-            if fitting := [r for r in rooms if self._fits(r, ticket, now, share)]:
+            if fitting := [r for r in rooms if self._fits(r, waiting, now, share)]:
                 return min(fitting, key=lambda r: r.load_score)
         least_loaded = None
         ready = pool.ready_ones(now, self._policy.tpot_s, share)
         try:
             for _, room in zip(range(LOOK_AT), ready, strict=False):
-                if room.has_kv(self._kv_tokens(ticket, room.info), share):
+                if room.has_kv(self._kv_tokens(ticket, room.info), share, waiting.anchors):
                     if not many_hold_it or room.info.replica_id in match.holders:
                         return room
                     least_loaded = least_loaded or room
@@ -279,8 +280,10 @@ class ContinuousBatcher:
             return False
         return now + room.first_token_s(_prefill(pool, room, waiting), now) > waiting.since + ticket.ttft_s
 
-    def _fits(self, room: ReplicaRoom, ticket: Ticket, now: float, share: float) -> bool:
-        return room.is_ready(now, self._policy.tpot_s, share) and room.has_kv(self._kv_tokens(ticket, room.info), share)
+    def _fits(self, room: ReplicaRoom, waiting: Waiting, now: float, share: float) -> bool:
+        return room.is_ready(now, self._policy.tpot_s, share) and room.has_kv(
+            self._kv_tokens(waiting.ticket, room.info), share, waiting.anchors
+        )
 
     def _worth_waiting_for(
         self, pool: Pool, waiting: Waiting, match: Match, room: ReplicaRoom, now: float
@@ -314,7 +317,7 @@ class ContinuousBatcher:
             for request_id, waiting in list(parked.items()):
                 if request_id not in pool.queue or waiting.parked_until <= now:
                     del parked[request_id]
-                elif self._fits(room, waiting.ticket, now, 1.0):
+                elif self._fits(room, waiting, now, 1.0):
                     del parked[request_id]
                     self._grant(pool, waiting, room, now, decision)
                 else:
@@ -330,7 +333,7 @@ class ContinuousBatcher:
         grant = Grant(request_id=ticket.request_id, replica_id=info.replica_id, epoch=info.epoch)
         prefill = _prefill(pool, room, waiting)
         room.expect(ticket.request_id, prefill, now)
-        self._place(waiting.owner, ticket, grant, prefill)
+        self._place(waiting.owner, ticket, grant, prefill, waiting.anchors)
         pool.prefixes.add(info.replica_id, waiting.anchors.blocks)
         room.pace(prefill, now, self._policy.tpot_s)
         if not ticket.mirror:
@@ -339,11 +342,14 @@ class ContinuousBatcher:
         pool.drain_rate.add(prefill, now)
         decision.grants.append((waiting.owner, grant))
 
-    def _place(self, owner: str, ticket: Ticket, grant: Grant, prefill: int) -> None:
+    def _place(self, owner: str, ticket: Ticket, grant: Grant, prefill: int, anchors: Anchors | None = None) -> None:
         self._placed[ticket.request_id] = _Placed(owner, ticket, grant.replica_id, grant.epoch)
         if room := self._pools.known(grant.replica_id, grant.epoch):
-            room.take(ticket.request_id, self._kv_tokens(ticket, room.info), prefill)
-            self._pools.of(room).list_ready(room)
+            pool = self._pools.of(room)
+            if anchors is None:
+                anchors = pool.prefixes.anchors(ticket)
+            room.take(ticket.request_id, self._kv_tokens(ticket, room.info), prefill, anchors)
+            pool.list_ready(room)
 
     def _kv_tokens(self, ticket: Ticket, info: ReplicaInfo) -> int:
         """KV tokens to reserve: the prompt and the expected growth, in whole blocks."""

@@ -101,8 +101,13 @@ class PrefixIndex:
 
     def matched(self, replica_id: str, anchors: Anchors) -> int:
         """Prompt tokens, from the first, that the replica holds."""
-        count = _last_in(self._held.get(replica_id, {}), anchors.blocks)
-        return anchors.tokens[count - 1] if count else 0
+        return leading(self._held.get(replica_id, {}), anchors)
+
+
+def leading(known: Mapping[int, object], anchors: Anchors) -> int:
+    """Prompt tokens, from the first, whose anchors are all known."""
+    count = _last_in(known, anchors.blocks)
+    return anchors.tokens[count - 1] if count else 0
 
 
 def _last_in(known: Mapping[int, object], blocks: Sequence[int]) -> int:

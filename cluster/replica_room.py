@@ -1,16 +1,26 @@
 """What a replica holds and what it has room for now: KV cache, batch, prefill. Pure; times are seconds."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from cluster.prefix_index import NONE, Anchors, leading
 from cluster.step_fit import StepFit
 from replicas.messages import LoadReport, ReplicaInfo
 
-TPOT_MARGIN = 0.9  # of the time per output token that was promised, what a replica is planned to use
+TPOT_MARGIN = 0.97  # of the time per output token that was promised, what a replica is planned to use
 LOWER_CLASSES = 0.8  # of KV, batch and step time, what requests behind a better priority class may fill
 LAG_WEIGHT = 0.05  # of a new first token's lag in their mean
 LAG_HALF_LIFE_S = 2.0
 PACE_AHEAD_S = 0.25  # prefill may run this far ahead of its pace: bursts are short against a stream's life
+
+
+class Reserved(NamedTuple):
+    """KV that a request was granted with."""
+
+    kv_tokens: int  # all that it needs
+    anchors: Anchors  # of its prompt, which others may hold too
 
 
 @dataclass
@@ -21,8 +31,9 @@ class ReplicaRoom:
     fit: StepFit = field(default_factory=StepFit)
     load: LoadReport | None = None
     draining: bool = False
-    in_flight: dict[str, int] = field(default_factory=dict)  # request id -> KV tokens reserved
-    kv_tokens: int = 0  # sum of these
+    in_flight: dict[str, Reserved] = field(default_factory=dict)  # by request id
+    held: Counter[int] = field(default_factory=Counter)  # anchor -> requests in flight whose prompts hold it
+    kv_tokens: int = 0  # reserved by all of them; what they share counts once
     prefilling: dict[str, int] = field(default_factory=dict)  # request id -> tokens, until its first token has come
     prefill_tokens: int = 0  # sum of these
     due: dict[str, float] = field(default_factory=dict)  # request id -> when its first token is to come
@@ -30,9 +41,11 @@ class ReplicaRoom:
     lag_at: float = 0.0  # when that was last known
     paced_until: float = 0.0  # prefill granted so far is paid for, by then, in steps that keep the TPOT
 
-    def take(self, request_id: str, kv_tokens: int, prefill: int) -> None:
-        self.in_flight[request_id] = kv_tokens
-        self.kv_tokens += kv_tokens
+    def take(self, request_id: str, kv_tokens: int, prefill: int, anchors: Anchors = NONE) -> None:
+        """A request that needs so many KV tokens, those of its prompt's anchors included, is granted here."""
+        self.kv_tokens += kv_tokens - leading(self.held, anchors)
+        self.held.update(anchors.blocks)
+        self.in_flight[request_id] = Reserved(kv_tokens, anchors)
         self.prefilling[request_id] = prefill
         self.prefill_tokens += prefill
 
@@ -53,7 +66,15 @@ class ReplicaRoom:
 
     def release(self, request_id: str) -> None:
         self._end_prefill(request_id)
-        self.kv_tokens -= self.in_flight.pop(request_id, 0)
+        if (reserved := self.in_flight.pop(request_id, None)) is None:
+            return
+        held, others_hold = self.held, 0
+        for block, end in zip(*reserved.anchors, strict=True):
+            if holding := held[block] - 1:
+                held[block], others_hold = holding, end
+            else:
+                del held[block]
+        self.kv_tokens -= reserved.kv_tokens - others_hold
 
     # -- room ---------------------------------------------------------------------------------------------------------
 
@@ -77,9 +98,15 @@ class ReplicaRoom:
         """When its pace allows another prefill."""
         return self.paced_until - PACE_AHEAD_S
 
-    def has_kv(self, kv_tokens: int, share: float) -> bool:
-        """An idle replica can run any one request, whatever the estimate says."""
-        return not self.in_flight or self.kv_tokens + kv_tokens <= self.info.capacity.kv_tokens * share
+    def has_kv(self, kv_tokens: int, share: float, anchors: Anchors = NONE) -> bool:
+        """Room for so many tokens, but for the beginning of the prompt that running requests hold already.
+
+        An idle replica can run any one request, whatever the estimate says.
+        """
+        if not self.in_flight:
+            return True
+        left = self.info.capacity.kv_tokens * share - self.kv_tokens
+        return kv_tokens <= left or kv_tokens - leading(self.held, anchors) <= left
 
     def pace(self, prefill: int, now: float, tpot_s: float | None) -> None:
         """Books a prefill: between them the running streams must get enough steps.

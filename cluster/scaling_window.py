@@ -18,7 +18,7 @@ from replicas.messages import Capacity, LoadReport, ReplicaInfo
 
 ATTAINMENT_S = 60.0
 LEAST_ENDED = 20  # requests in that time; of fewer no share is told
-TPOT_MARGIN = 0.9  # of the time per output token; as `replica_room` plans
+TPOT_MARGIN = 0.9  # of the time per output token; less than `replica_room` fills, so that a replica is no sooner full
 
 
 class Report(NamedTuple):

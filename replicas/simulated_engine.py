@@ -3,7 +3,9 @@
 As vLLM 0.32's V1 scheduler (v1/core/sched/scheduler.py): first come first served; each step decodes every running
 sequence and gives what is left of the token budget to prompts, in chunks; a prompt is taken up when its whole KV fits;
 when decoding runs out of KV, the sequence that was admitted last gives all of its blocks back and starts anew, ahead of
-the queue. Left out: asynchronous scheduling (there, a token shows up to one step later), speculation, LoRA, priorities.
+the queue; a block is cached when the step that fills it is scheduled, also of an answer that still grows
+(`KVCacheManager.allocate_slots`). Left out: asynchronous scheduling (there, a token shows up to one step later),
+speculation, LoRA, priorities.
 
 Steps that only decode are taken many at once ("a stretch"): nothing can happen in them until the first sequence ends,
 KV runs out, or somebody comes; a stretch that somebody comes into is cut at the end of the step under way.
@@ -95,6 +97,9 @@ class SimulatedEngine:
         self._decoding = 0
         self._offsets = 0  # sum of length_offset
         self._turns = [0] * self._block  # sequences by the step, modulo the block, at which they need another block
+        # Those whose blocks others may share, by the step, modulo the block, that fills one: it is named then.
+        self._filling: list[dict[str, SimulatedRequest]] = [{} for _ in range(self._block)]
+        self._growing = 0  # requests in there
         self._ends: list[tuple[int, int, SimulatedRequest]] = []  # heap by finish_at; stale entries are skipped
         self._pushed = 0
         # The stretch under way.
@@ -185,7 +190,7 @@ class SimulatedEngine:
         """Takes what the stretch has brought."""
         at, steps = self.due, self._steps
         if steps > 1:
-            self.kv.allocate(self._new_blocks(1, steps))  # those of the first step were taken at its beginning
+            self._grow(steps)
         self._done_s += self._duration(steps)
         self._done_steps += steps
         self._done_prefill += self._prefill
@@ -223,6 +228,9 @@ class SimulatedEngine:
         self._decoding += 1
         self._offsets += request.length_offset
         self._turns[(1 - request.length_offset) % self._block] += 1
+        if request.seen_blocks < len(request.blocks):
+            self._filling[-request.length_offset % self._block][request.request_id] = request
+            self._growing += 1
         self._pushed += 1
         heapq.heappush(self._ends, (request.finish_at, self._pushed, request))
 
@@ -233,6 +241,8 @@ class SimulatedEngine:
         self._decoding -= 1
         self._offsets -= request.length_offset
         self._turns[(1 - request.length_offset) % self._block] -= 1
+        if self._filling[-request.length_offset % self._block].pop(request.request_id, None) is not None:
+            self._growing -= 1
 
     def _drop(self, request: SimulatedRequest) -> None:
         """Takes a running request out: what it computed stays in the prefix cache as long as there is space."""
@@ -253,6 +263,26 @@ class SimulatedEngine:
             request.named += self.kv.name(request.blocks[request.seen_blocks : full])
             request.seen_blocks = full
 
+    def _grow(self, steps: int) -> None:
+        """Takes the blocks of a stretch, and names those that it filled; its first step's were at its beginning."""
+        if not self._growing:
+            self.kv.allocate(self._new_blocks(1, steps))
+            return
+        for step in range(self._done_steps + 1, self._done_steps + steps):
+            self.kv.allocate(self._turns[step % self._block])
+            self._name_filled(step)
+
+    def _name_filled(self, step: int) -> None:
+        """Names the blocks that decoding fills in this step of the engine."""
+        filling = self._filling[step % self._block]
+        for request in list(filling.values()):
+            full = request.seen_blocks + 1
+            request.named += self.kv.name(request.blocks[request.seen_blocks : full])
+            request.seen_blocks = full
+            if full == len(request.blocks):
+                del filling[request.request_id]
+                self._growing -= 1
+
     # -- a stretch's beginning ----------------------------------------------------------------------------------------
 
     def begin(self, now: float) -> None:
@@ -260,6 +290,7 @@ class SimulatedEngine:
         if not self._running and not self._waiting:
             return
         preempted = self._make_room()
+        self._name_filled(self._done_steps)
         self._prefill, self._attention = 0, 0.0
         budget = self.capacity.max_num_batched_tokens - self._decoding
         if (partial := self._partial) is not None:
@@ -275,7 +306,10 @@ class SimulatedEngine:
         time = self._time
         self._first_s = time.step_s(self._prefill, self._attention, self._decoding, kv_tokens) / self._speed
         self._growth_s = time.kv_token_s * self._decoding / self._speed
-        self._steps = 1 if self._prefill or preempted or not self._jump else self._steps_alike()
+        # Who waits for KV needs the less of it, the more of the prompt others have cached meanwhile.
+        may_shrink = self._growing and self._waiting and next(iter(self._waiting.values())).blocks
+        alone = self._prefill or preempted or may_shrink or not self._jump
+        self._steps = 1 if alone else self._steps_alike()
         self._start = now
         self.due = now + self._duration(self._steps)
 

@@ -23,10 +23,10 @@ from rich.table import Table
 
 from cluster.config import load as load_settings
 from experts.tiny_r1 import store_path
-from experts.versions import Golden, find
+from experts.versions import BadVersion, Golden, find
 from ops.bench.bad_versions import Fault, make
 from ops.bench.direct_engine import BenchFailed
-from ops.bench.rollout_answers import References, WayBack, tally, way_back
+from ops.bench.rollout_answers import Exchange, References, WayBack, tally, way_back
 from ops.bench.rollout_load import Load, asks
 from ops.bench.rollout_watch import Ended, Eye, Sight, canary_share, extra_replicas, replica_seconds, settled
 from ops.drill.strikes import Hold, LocalArm
@@ -104,7 +104,7 @@ def measure(options: Options, report: Report) -> dict[str, Any]:
     store = Path(tempfile.mkdtemp(prefix="moray-bench-versions-"))
     try:
         report("making the versions")
-        fill(store, chosen(options.faults))
+        fill(store, chosen(options.faults), store_path())
         settings = {
             "model.store": str(store),
             "model.version": OLD,
@@ -130,16 +130,19 @@ def chosen(names: Sequence[str]) -> list[Trial]:
     return [by_name[name] for name in names] if names else list(TRIALS)
 
 
-def fill(store: Path, trials: Sequence[Trial]) -> None:
-    """A store of the embedded versions, and of bad ones that are made of the newer."""
+def fill(store: Path, trials: Sequence[Trial], embedded: Path) -> None:
+    """A store of the two versions of that one, and of bad ones that are made of the newer. Raises BenchFailed."""
     golden: tuple[Golden, ...] = ()
     for name in (OLD, NEW):
-        version = find(store_path(), name)
+        try:
+            version = find(embedded, name)
+        except BadVersion as why:
+            raise BenchFailed(f"there are no two versions to roll: {why}") from None
         assert version.manifest is not None
         golden = version.manifest.golden
         shutil.copytree(version.directory, store / name)
     if not golden:
-        raise BenchFailed(f"the embedded {NEW} has no golden prompts: bad versions could not be told from it")
+        raise BenchFailed(f"{NEW} has no golden prompts: bad versions could not be told from it")
     for trial in trials:
         with tempfile.TemporaryDirectory(prefix="moray-bench-bad-") as scratch:
             make(trial.fault, store / NEW, Path(scratch) / trial.fault)
@@ -161,7 +164,7 @@ async def _measure(session: OwnSession, served: str, options: Options, report: R
         rolled = await _roll(session, eye, NEW, options)
         if rolled.ended.phase != "done":
             raise BenchFailed(f"{NEW} was not rolled out ({rolled.ended.phase}): {rolled.ended.why}")
-        await _settle(eye, NEW)
+        rolled.over_s = await _settle(eye, NEW)
         back: dict[str, dict[str, Any]] = {}
         for trial in chosen(options.faults):
             report(f"rolling {trial.name} out")
@@ -169,7 +172,7 @@ async def _measure(session: OwnSession, served: str, options: Options, report: R
         await load.stop()
         report(f"asking {NEW} what is right")
         references[NEW] = (await load.references(PASSES))[1]
-        return figures(load, references, rolled, back, eye)
+        return figures(load.exchanges, references, rolled, back)
 
 
 async def _try(session: OwnSession, eye: Eye, load: Load, trial: Trial, options: Options) -> dict[str, Any]:
@@ -249,20 +252,19 @@ async def _brake(eye: Eye, version: str) -> None:
 
 
 def figures(
-    load: Load, references: References, rolled: Rolled, back: dict[str, dict[str, Any]], eye: Eye
+    exchanges: Sequence[Exchange], references: References, rolled: Rolled, back: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The figures of the whole run, as `moray bench rollout --help` tells them."""
-    everything = tally(load.exchanges, references)
-    good = tally((one for one in load.exchanges if one.began_s < rolled.sights[-1].at_s), references)
+    """Of the whole run, as `moray bench rollout --help` tells them. `back`: what `_try` says, by bad version."""
+    everything = tally(exchanges, references)
+    good = tally((one for one in exchanges if one.began_s < rolled.over_s), references)
     counts = everything.figures()
     timed = [entry["rollback_s"] for entry in back.values() if entry["rollback_s"] is not None]
     worst = max(back.values(), key=lambda entry: entry["bad_share"], default=None)
-    in_time = [round(seconds, 2) for seconds in replica_seconds(rolled.sights)]
     return {
         "requests": counts.pop("requests"),
         **counts,
         "extra_replicas": max(
-            extra_replicas(rolled.sights, REPLICAS), *(entry["extra_replicas"] for entry in back.values()), 0
+            [extra_replicas(rolled.sights, REPLICAS), *(entry["extra_replicas"] for entry in back.values())]
         ),
         "rollback_s": max(timed, default=None),
         "bad_share": worst["bad_share"] if worst else None,
@@ -270,8 +272,8 @@ def figures(
         "rolled_back": sum(entry["outcome"] == "rolled-back" for entry in back.values()),
         "bad_versions": len(back),
         "in_place": {
-            "seconds": round(rolled.sights[-1].at_s - rolled.began_s, 2),
-            "replica_s": in_time,
+            "seconds": round(rolled.over_s - rolled.began_s, 2),
+            "replica_s": [round(seconds, 2) for seconds in replica_seconds(rolled.sights)],
             "longest_token_gap_s": round(good.longest_gap_s, 3),
             **good.figures(),
             "answered": dict(sorted(good.by_version.items())),

@@ -19,7 +19,7 @@ def rollout(
     share: Annotated[float, typer.Option(min=0.01, max=0.5, help="Of new requests, that a canary gets.")] = 0.2,
     min_samples: Annotated[int, typer.Option(min=20, help="Requests of each version before it is judged.")] = 50,
     step_s: Annotated[float, typer.Option(min=1, help="Seconds for which a canary is watched at least.")] = 15,
-    deadline_s: Annotated[float, typer.Option(min=20, help="Seconds without a verdict until it goes back.")] = 120,
+    deadline_s: Annotated[float, typer.Option(min=20, help="Seconds without a verdict until it goes back.")] = 300,
     as_json: AsJson = False,
 ) -> None:
     """The embedded v2 takes v1's place under load, in place; then bad versions have to go back by themselves.

@@ -17,13 +17,13 @@ import httpx
 from ops.bench.rollout_answers import Exchange, agreed
 from ops.errors import UserError
 from ops.soak.answers import Answer, Broken, Reading, whole
-from ops.soak.catalogue import Ask, catalogue
+from ops.soak.catalogue import CHAT, Ask, catalogue
 
 VERSION_HEADER = "x-moray-version"
 RESTARTED_HEADER = "x-moray-restarted"
 SILENCE_LIMIT_S = 120.0  # between two pieces of an answer; a client that waits longer takes it for cut
 AFTER_A_FAILURE_S = 0.2
-SHORT_WEIGHT, LONG_WEIGHT = 5, 1  # how often each is asked
+NATURAL_WEIGHT, SHORT_WEIGHT, LONG_WEIGHT = 12, 2, 1  # how often each is asked
 LONG_TOKENS = 240
 
 # Of the soak's catalogue: its greedy requests but for those that take a grammar or candidates, which cost an engine
@@ -41,6 +41,9 @@ def asks(model: str) -> list[Ask]:
 
 
 def weight(ask: Ask) -> int:
+    """Most asks are as most traffic is: the model ends them itself."""
+    if ask.output_tokens is None and ask.body["max_tokens"] > 1 and "stop" not in ask.body and ask.path == CHAT:
+        return NATURAL_WEIGHT
     return LONG_WEIGHT if ask.body["max_tokens"] >= LONG_TOKENS else SHORT_WEIGHT
 
 

@@ -31,7 +31,7 @@ def first(
         revision=there.revision + 1 if there is not None else 1,
         stable=stable,
         new_replica=stable,
-        directories={stable: directories[stable]} if stable in directories else {},
+        directories={stable: found} if (found := directories.get(stable)) else {},
     )
 
 

@@ -37,7 +37,7 @@ from replicas.assignment import Assignment
 logger = logging.getLogger("moray.rollout")
 
 LOOK_EVERY_S = 1.0
-SERVE_EVERY_S = 3.0  # Serve's answer tells of every replica
+SERVE_EVERY_S, SERVE_IDLE_EVERY_S = 3.0, 60.0  # while a rollout runs, and else; Serve's answer tells of all replicas
 
 
 class Engine:
@@ -95,9 +95,17 @@ class Engine:
 
     async def restore(self) -> None:
         """Writes the very first assignment, or keeps the one that is there. Replicas read it as they start."""
-        there = await self._around.assignment()
-        directories = await asyncio.to_thread(self._shelf.directories)
-        first = assignments.first(there, self.ledger.kept.rollout, self._version, directories)
+        there, kept = await self._around.assignment(), self.ledger.kept
+        try:
+            directories = await asyncio.to_thread(self._shelf.directories)
+        except BadVersion as why:  # a file system that is away for a while must not undo what was rolled out
+            logger.error("The versions cannot be read (%s); what was served before is served.", why)
+            directories = there.directories if there is not None else {}
+            if kept.rollout is not None:
+                directories = {kept.rollout.stable: "", **directories}
+        first = assignments.first(there, kept.rollout, self._version, directories)
+        if kept.rollout is not None and kept.rollout.stable not in directories:
+            await self.ledger.keep(kept.without_rollout(self._clock()))
         if first != there:
             await self._around.store(first)
         self._assignment = first
@@ -244,7 +252,10 @@ class Engine:
 
     async def _assign(self, rollout: Rollout, action: Assign) -> str:
         names = {action.stable, action.new_replica, rollout.from_version, rollout.to_version}
-        directories = await asyncio.to_thread(self._shelf.directories)
+        try:
+            directories = await asyncio.to_thread(self._shelf.directories)
+        except BadVersion as why:
+            return str(why)
         extra = self._assignment.extra if self._assignment is not None else 0
         return await self._serve_by(assignments.following(self._assignment, action, names, directories, extra))
 
@@ -277,17 +288,19 @@ class Engine:
                 await ledger.change(extra=extra)
             assert self._assignment is not None, "a rollout has one"
             return await self._serve_by(assignments.scaled(self._assignment, extra))
-        base = ledger.kept.base if ledger.kept.base is not None else serving.target
+        before = ledger.kept
+        base = before.base if before.base is not None else serving.target
         async with ledger.changing:
             await ledger.change(extra=extra, base=base)
-        if serving.target != base + extra and (
-            refused := await self._around.scale(ledger.kept.deployment, base + extra)
-        ):
-            return refused
-        if not extra:
-            async with ledger.changing:
+        refused = ""
+        if serving.target != base + extra:
+            refused = await self._around.scale(before.deployment, base + extra)
+        async with ledger.changing:
+            if refused:
+                await ledger.change(extra=before.extra, base=before.base)
+            elif not extra:
                 await ledger.change(base=None)
-        return ""
+        return refused
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
@@ -319,7 +332,8 @@ class Engine:
 
     async def _ask_serve(self, now_s: float, anew: bool = False) -> Serving | None:
         """What it said some seconds ago, or says now. None: it does not answer."""
-        if anew or self._serving is None or now_s - self._serving[0] > SERVE_EVERY_S:
+        every_s = SERVE_EVERY_S if self.ledger.kept.running is not None else SERVE_IDLE_EVERY_S
+        if anew or self._serving is None or now_s - self._serving[0] > every_s:
             try:
                 self._serving = (now_s, await self._around.serving(self.ledger.kept.deployment))
             except Away:

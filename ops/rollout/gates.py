@@ -1,13 +1,14 @@
 """Whether the new version is good enough beside the old one: yes, no, or not enough data. Pure.
 
 No is only said where the difference is larger than its bound and so unlikely by chance that all looks of all gates and
-steps together roll a version just like the old one back no more often than `Gates.false_rollback`. Yes is only said
-where a difference as large as the bound is unlikely: that nothing was found is no yes. Both fit the sample's size: with
-few requests the answer is unknown.
+steps together roll a version just like the old one back no more often than `Gates.false_rollback`. Just like it is one
+within the bound's root, too: no two replicas are as fast as each other. Yes is only said where a difference as large as
+the bound is unlikely: that nothing was found is no yes. Both fit the sample's size: with few requests the answer is
+unknown.
 """
 
 from ops.anomaly.alarms import Answer
-from ops.rollout.comparison import Compared, compare, more_often, most_above
+from ops.rollout.comparison import compare, more_often, most_above
 from ops.rollout.samples import LENGTH, TPOT, TTFT, Samples
 from ops.rollout.spec import Gates
 from ops.rollout.state import GateResult, Phase, Rollout
@@ -21,6 +22,7 @@ SPENT = (0.05, 0.1, 0.15, 0.2)  # of the allowed chance, by the first looks; the
 FEWEST = 10  # requests of each version before a look
 FINISHED = 0.8  # share of the requests that have to be over, or their lengths would tell of the short ones only
 ONE_MISHAP = 2  # moments in which requests have to fail: a lost replica fails many at once
+NATURAL = 0.5  # exponent of a bound: so far two replicas of one version may be apart
 OF_ANOTHER_TIME = 2.0  # exponent of a latency's bound where the old version served at another time, under another load
 MOSTLY = 0.5  # share of failed requests above which it is no mishap
 
@@ -68,22 +70,22 @@ def _ratio(name: str, bound: float, canary: Samples, stable: Samples, chance: fl
     same_time = canary.since_s == stable.since_s
     if not same_time and name != LENGTH:
         bound **= OF_ANOTHER_TIME
-    found = compare(one, other, same_time=same_time)
-    if found is None:
+    natural = bound**NATURAL
+    above, within = compare(one, other, natural, same_time), compare(one, other, bound, same_time)
+    if above is None or within is None:
         detail = f"{NAMES[name]}: {n} and {n_other} requests of like sizes, too few to compare"
         return GateResult(name=name, answer=Answer.UNKNOWN, detail=detail, n_stable=n_other, n_canary=n)
-    least = compare(one, other, bound, same_time)
-    most = compare(one, other, 1.0 / bound, same_time) if name == LENGTH else None
-    two_sided = name == LENGTH
-    answer = Answer.UNKNOWN
-    if _is_worse(found, bound, chance, two_sided):
-        answer = Answer.NO
-    elif enough and least is not None and least.p_smaller < YES_LEVEL:
-        answer = Answer.YES if most is None or most.p_larger < YES_LEVEL else Answer.UNKNOWN
-    p = min(2 * min(found.p_larger, found.p_smaller), 1.0) if two_sided else found.p_larger
-    range_ = f"{1 / bound:.2f} to {bound:.2f}" if two_sided else f"up to {bound:.2f}"
-    detail = f"{NAMES[name]}: {found.ratio:.2f} times (p {p:.2g}), allowed is {range_} times"
-    return GateResult(name=name, answer=answer, detail=detail, n_stable=found.n_other, n_canary=found.n)
+    p, is_large, is_within = above.p_larger, above.ratio >= bound, within.p_smaller < YES_LEVEL
+    allowed_is = f"up to {bound:.2f}"
+    if name == LENGTH:
+        below, not_less = compare(one, other, 1.0 / natural, same_time), compare(one, other, 1.0 / bound, same_time)
+        assert below is not None and not_less is not None, "the same values as above"
+        p, is_large = min(2.0 * min(p, below.p_smaller), 1.0), is_large or above.ratio <= 1.0 / bound
+        is_within = is_within and not_less.p_larger < YES_LEVEL
+        allowed_is = f"{1.0 / bound:.2f} to {bound:.2f}"
+    answer = Answer.NO if p < chance and is_large else Answer.YES if enough and is_within else Answer.UNKNOWN
+    detail = f"{NAMES[name]}: {above.ratio:.2f} times (p {p:.2g}), allowed is {allowed_is} times"
+    return GateResult(name=name, answer=answer, detail=detail, n_stable=above.n_other, n_canary=above.n)
 
 
 def _is_not_asked(name: str, canary: Samples, stable: Samples, n: int, n_other: int) -> bool:
@@ -91,12 +93,6 @@ def _is_not_asked(name: str, canary: Samples, stable: Samples, n: int, n_other: 
         return True
     served = canary.ended - canary.mirrored - canary.failed
     return name == TPOT and served >= FEWEST and n < 0.1 * served and n_other < 0.1 * (stable.ended - stable.failed)
-
-
-def _is_worse(found: Compared, bound: float, chance: float, two_sided: bool) -> bool:
-    if two_sided and found.p_smaller < chance / 2 and found.ratio <= 1.0 / bound:
-        return True
-    return found.p_larger < (chance / 2 if two_sided else chance) and found.ratio >= bound
 
 
 def _errors(bound: float, canary: Samples, stable: Samples, chance: float, enough: bool) -> GateResult:

@@ -54,6 +54,17 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
             checksums={},  # a version that was added anew, or another layout of the shards, has others
         )
 
+    def without_rollout(self, now_s: float) -> Kept:
+        """The application is deployed with another store, or none: what the last rollout served is there no more."""
+        last = self.rollout
+        if last is None:
+            return self
+        if not last.ended:
+            last = msgspec.structs.replace(last, phase=Phase.FAILED, ended_s=now_s)
+            last = last.with_note(now_s, Phase.FAILED, f"{last.from_version} is in the store no more")
+        kept = (*self.past, past(last))[-KEPT_PAST:]
+        return msgspec.structs.replace(self, rollout=None, past=kept, extra=0, base=None)
+
 
 def past(rollout: Rollout) -> Past:
     return Past(

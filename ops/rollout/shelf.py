@@ -15,13 +15,10 @@ class Shelf:
         self._store = store
 
     def directories(self) -> dict[str, str]:
-        """Checkpoints by version, of those that can be used. Empty without a store, or if it cannot be read."""
+        """Checkpoints by version, of those that can be used; empty without a store. BadVersion: it cannot be read."""
         if self._store is None:
             return {}
-        try:
-            return {v.name: str(v.directory) for v in versions(self._store) if v.manifest is not None}
-        except BadVersion:
-            return {}
+        return {v.name: str(v.directory) for v in versions(self._store) if v.manifest is not None}
 
     def find(self, version: str) -> Manifest:
         """Raises BadVersion; the message names the versions that there are."""

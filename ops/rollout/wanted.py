@@ -4,6 +4,10 @@ A change of the Gateway deployment's `user_config` is what `helm upgrade` and Ku
 application come down to; it restarts nothing. Each gateway tells the controller with every report what it has been
 told. A change counts when all gateways say the same: one that starts, or that Serve has not reconfigured yet, holds
 what was wanted before, and its word must not undo what the others were told.
+
+What wins: the assignment in Ray's store over the settings' `model.version`, which counts on a new Ray cluster only; and
+a user_config that has changed over both. One that is as it was before says nothing, however often the application is
+deployed: what was rolled out since by `moray rollout` stays.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from cluster.batching import LOOK_AT, ContinuousBatcher, Policy
 from cluster.outcomes import Ending
 from cluster.output_length import PRIOR_TOKENS
+from cluster.prefix_index import Anchors
 from cluster.replica_room import LAG_HALF_LIFE_S, ReplicaRoom
 from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Ticket, Work
 
@@ -340,6 +341,52 @@ def test_first_tokens_that_come_late_are_reckoned_with_and_forgotten():
     assert granted(b, 0.5 + LAG_HALF_LIFE_S) == ["hurried"]
 
 
+def test_a_beginning_that_running_requests_share_takes_its_kv_once():
+    b = batcher(info(max_num_seqs=8, kv_tokens=256))
+    system = (4, 8, 12, 16, 20, 24, 28, 32)  # 128 tokens; every fourth hash is an anchor, so all are
+    asks = [
+        msgspec.structs.replace(ticket(name, prompt=128 + 16), blocks=(*system, 4 * n))
+        for n, name in [(9, "a"), (10, "b")]
+    ]
+    submit(b, asks[0])
+    assert granted(b) == ["a"] and in_flight(b) == {"a": (1, 160)}
+    submit(b, asks[1], msgspec.structs.replace(ticket("c", prompt=144), blocks=tuple(range(400, 436, 4))))
+    assert granted(b) == ["b"]  # its 32 further tokens fit; 160 of "c", which shares nothing, do not
+    assert in_flight(b) == {"a": (2, 192)}
+    b.release(Released(request_id="a"))  # what "b" holds too stays
+    assert in_flight(b) == {"a": (1, 160)} and granted(b) == []
+    b.release(Released(request_id="b"))
+    assert granted(b) == ["c"] and in_flight(b) == {"a": (1, 160)}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("xyz"), st.integers(0, 4), st.integers(0, 100), st.integers(0, 6)), max_size=20)
+)
+def test_kv_that_requests_share_is_reserved_as_long_as_one_of_them_runs(takes):
+    room = ReplicaRoom(info(kv_tokens=1000))
+    running: dict[str, tuple[Anchors, int]] = {}
+
+    def reserved() -> int:
+        shared = {block: end for anchors, _ in running.values() for block, end in zip(*anchors, strict=True)}
+        return 64 * len(shared) + sum(rest for _, rest in running.values())
+
+    for number, (chain, blocks, rest, released) in enumerate(takes):
+        anchors = Anchors(tuple(hash((chain, i)) for i in range(blocks)), tuple(64 * (i + 1) for i in range(blocks)))
+        before = reserved()
+        running[str(number)] = anchors, rest
+        new = reserved() - before
+        fits = not room.in_flight or room.kv_tokens + new <= 1000
+        assert room.has_kv(64 * blocks + rest, 1.0, anchors) == fits
+        room.take(str(number), 64 * blocks + rest, 0, anchors)
+        assert room.kv_tokens == reserved()
+        if running.pop(str(number - released), None) is not None:
+            room.release(str(number - released))
+        assert room.kv_tokens == reserved()
+    for request_id in running:
+        room.release(request_id)
+    assert room.kv_tokens == 0 and not room.held
+
+
 class Batching(RuleBasedStateMachine):
     """Any order of events, against a plain list of what each id must be."""
 
@@ -433,10 +480,10 @@ class Batching(RuleBasedStateMachine):
             assert grants == []
             waited = {r: self.now - max(self.since[r], self.without_replica_since) for r in order}
             assert {d.request_id for _, d in given_up} == {r for r in order if waited[r] >= WAIT_S}
-        for owner, given in grants:
-            assert self.replicas[given.replica_id] == given.epoch and self.owner[given.request_id] == owner
-            self._gone(given.request_id)
-            self.placed[given.request_id] = (given.replica_id, given.epoch)
+        for owner, made in grants:
+            assert self.replicas[made.replica_id] == made.epoch and self.owner[made.request_id] == owner
+            self._gone(made.request_id)
+            self.placed[made.request_id] = (made.replica_id, made.epoch)
         for owner, denial in given_up:
             assert self.owner[denial.request_id] == owner
             self._gone(denial.request_id)

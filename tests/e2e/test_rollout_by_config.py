@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from chats import stream
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from experts.tiny_r1 import store_path
 from ops.models.add import add
@@ -35,7 +36,7 @@ class Cluster:
         self._streaming = threading.Thread(target=lambda: asyncio.run(self._stream()), daemon=True)
 
     def put(self, version: str) -> None:
-        """As KubeRay does when `serveConfigV2` has changed."""
+        """PUT /api/serve/applications/, as KubeRay asks when `serveConfigV2` has changed."""
         user_config = {"version": version, "rollout": {"strategy": "surge", "finish_s": 5}}
         application = {
             "name": "moray",
@@ -45,9 +46,7 @@ class Cluster:
             "args": dict(self._settings),
             "deployments": [{"name": "Gateway", "user_config": user_config}],
         }
-        url = f"{self._dashboard}/api/serve/applications/"
-        reply = httpx.put(url, json={"applications": [application]}, timeout=60, trust_env=False)
-        assert reply.is_success, reply.text
+        ServeSubmissionClient(self._dashboard).deploy_applications({"applications": [application]})
 
     def processes(self) -> tuple[int, list[int]]:
         """(the gateway's, the engines')"""
@@ -80,8 +79,11 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(new_session: NewSession, tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Cluster]:
+def cluster(
+    new_session: NewSession, tmp_path: Path, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
     """One replica, of a store whose two versions have the same weights; deployed by the dashboard's REST API."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # the dashboard would ask for Ray's token; it is on the loopback
     store, v1 = tmp_path / "store", Path(store_path()) / "v1"
     for name in ("v1", "v2"):
         add(v1, store, name)

@@ -125,7 +125,8 @@ def test_a_reload_that_fails_half_way_can_be_taken_back(told: dict[str, Any], sh
 def test_other_tensors_are_refused_before_anything_is_touched(told: dict[str, Any]) -> None:
     start, acts = told["one"]["start"], told["one"]["acts"][6:10]
     assert not any(act["touched"] for act in acts)
-    assert all([act[what] for what in SAME] == [start[what] for what in SAME] for act in acts)
+    same = ("checksum", "tokens", "placement")  # it computes less: what is cached of the prompts stays
+    assert all([act[what] for what in same] == [start[what] for what in same] for act in acts)
     renamed, narrow, lacking, none = (act["failed"] for act in acts)
     assert f"lacks {GATE}, holds model.layers.9.mlp.gate.weight too many" in renamed
     assert f"has {GATE} as float [8, 64] instead of float [8, 128]" in narrow

@@ -166,6 +166,17 @@ def test_an_answer_is_cached_for_the_next_turn():
     assert run.engine.load(run.now).work.prefill_tokens == 8 + 20 - 16
 
 
+@pytest.mark.parametrize("jump", [True, False])
+def test_an_answer_is_cached_while_it_grows(jump):
+    alone = Run([Sent(0.0, 8, 40, 1, None)], [], jump=jump)
+    step_s = (alone.last["0"] - alone.first["0"]) / 39
+    # 8 tokens of prompt and those of so many steps are computed: two blocks, three, four, five.
+    for steps, hits in ((0, 8), (4, 12), (8, 16), (14, 20)):
+        next_turn = Sent(alone.first["0"] + (steps + 0.5) * step_s, 24, 1, 1, None)
+        run = Run([Sent(0.0, 8, 40, 1, None), next_turn], [], jump=jump)
+        assert run.first["1"] < run.last["0"] and run.engine.load(run.now).work.prefill_tokens == 8 + 24 - hits
+
+
 def test_a_slower_replica_takes_longer_in_proportion():
     times = []
     for speed in (1.0, 0.5):

@@ -154,5 +154,6 @@ def test_the_load_is_mixed() -> None:
     assert len({ask.path for ask in mixed}) == 2 and len({ask.streamed for ask in mixed}) == 2
     assert all(ask.body.get("temperature") == 0 and ask.exact for ask in mixed)
     weights = [weight(ask) for ask in mixed]
-    assert len(set(weights)) == 2 and len(mixed) > 20
+    assert len(set(weights)) == 3 and len(mixed) > 20
+    assert sum(weight(ask) for ask in mixed if ask.output_tokens is None) > sum(weights) / 2
     assert any(ask.output_tokens is None for ask in mixed) and any((ask.output_tokens or 0) > 1000 for ask in mixed)

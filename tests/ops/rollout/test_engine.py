@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from pretend_shell import Shell
+from pretend_shell import Shell, add_version
 
 from ops.controller.reports import Batch, EndedRequest
 from ops.rollout import engine as module
@@ -18,6 +18,7 @@ from ops.rollout.decide import Decision
 from ops.rollout.kept import Kept
 from ops.rollout.ledger import NAME, By
 from ops.rollout.observed import Observed
+from ops.rollout.shelf import Shelf
 from ops.rollout.state import Phase, Rollout, Turn
 from ops.rollout.surroundings import NOT_SCALABLE
 from replicas.assignment import Assignment
@@ -92,6 +93,49 @@ async def test_a_model_without_versions_has_no_assignment_and_nothing_to_roll() 
     with pytest.raises(Refused, match="moray model add"):
         await one.engine.orders.start({"version": "v2"}, ALICE)
     assert "moray model add" in one.engine.report()["note"] and one.engine.report()["stable"] == ""
+
+
+async def test_one_that_died_between_the_decision_and_its_assignment_goes_on(shell: Make, decisions: Decisions) -> None:
+    one = await started(shell())
+    decisions.change = lambda rollout: msgspec.structs.replace(rollout, phase=Phase.DONE, ended_s=1.0)
+    await one.look()
+    await one.restarted()
+    decisions.next = [Assign(stable="v2", new_replica="v2", traffic=None)]
+    await one.look()
+    assert one.engine.stable == "v2" and one.engine.report()["history"][-1]["phase"] == "done"
+
+
+async def test_a_store_that_is_away_undoes_nothing(shell: Make, decisions: Decisions, store, caplog) -> None:
+    one = await started(shell())
+    await one.look()
+    before = one.cluster.stored
+    store.rename(store.with_name("away"))
+    await one.restarted()
+    assert one.cluster.stored == before and one.engine.report()["current"]["id"] == "r1"
+    assert "cannot be read" in caplog.text
+    decisions.next = [Assign(stable="v1", new_replica="v2", traffic=None)]
+    await one.look(2)
+    assert "there is no store" in decisions.seen[-1].refused and one.cluster.stored == before
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_with_another_store_the_last_rollout_is_history(
+    shell: Make, decisions: Decisions, tmp_path, ended
+) -> None:
+    one = await started(shell())
+    if ended:
+        decisions.change = lambda rollout: msgspec.structs.replace(rollout, phase=Phase.DONE, ended_s=1.0)
+        decisions.next = [Assign(stable="v2", new_replica="v2", traffic=None)]
+        await one.look()
+    add_version(tmp_path / "other", "first")
+    one.shelf, one.version = Shelf(tmp_path / "other"), "first"
+    await one.restarted()
+    looks = len(decisions.seen)
+    await one.look(3)
+    assert len(decisions.seen) == looks and one.engine.stable == "first", "nothing brings the old one back"
+    [past] = one.engine.report()["history"]
+    assert (past["to"], past["phase"]) == ("v2", "done" if ended else "failed")
+    assert one.engine.report()["current"] is None
 
 
 async def test_what_cannot_be_read_is_told_and_the_assignment_still_counts(shell: Make, caplog) -> None:
@@ -383,6 +427,16 @@ async def test_scaling_survives_a_controller_that_dies_at_any_moment_of_it(shell
     await one.look()
     await one.look(5)
     assert (decisions.seen[-1].wanted, decisions.seen[-1].extra) == (5, 0)
+
+
+async def test_a_scaling_that_serve_refuses_has_not_been(shell: Make, decisions: Decisions) -> None:
+    one = await started(shell())
+    await one.look()
+    one.cluster.refuse["scale"] = NOT_SCALABLE
+    decisions.next = [Scale(extra=1)]
+    await one.look(2)
+    seen = decisions.seen[-1]
+    assert (seen.extra, seen.wanted, seen.refused) == (0, 2, NOT_SCALABLE) and one.engine.ledger.kept.base is None
 
 
 async def test_where_the_load_decides_how_many_there_are_its_policy_is_told(shell: Make, decisions: Decisions) -> None:

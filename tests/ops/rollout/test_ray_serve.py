@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import ray
 from ray import serve
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from ops.own_session import free_port
 from ops.rollout.surroundings import NOT_SCALABLE, RayCluster, Serving
@@ -28,6 +28,7 @@ def dashboard() -> Iterator[str]:
     """URL of the dashboard of a Ray of our own, with Serve."""
     assert not ray.is_initialized()
     port = free_port()
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # the dashboard would ask for Ray's token; it is on the loopback
     os.environ["PYTHONPATH"] = os.pathsep.join([HERE, os.getcwd(), os.environ.get("PYTHONPATH", "")])  # noqa: PTH109
     ray.init(
         num_cpus=2, include_dashboard=True, dashboard_port=port, dashboard_host="127.0.0.1", log_to_driver=False,
@@ -40,7 +41,7 @@ def dashboard() -> Iterator[str]:
 
 
 def put(dashboard: str, folder: Path, version: str, **more: Any) -> None:
-    """As KubeRay does when `serveConfigV2` has changed."""
+    """PUT /api/serve/applications/, as KubeRay asks when `serveConfigV2` has changed."""
     application = {
         "name": APP,
         "route_prefix": "/",
@@ -49,9 +50,7 @@ def put(dashboard: str, folder: Path, version: str, **more: Any) -> None:
         "deployments": [{"name": "Gateway", "user_config": {"version": version}}],
         **more,
     }
-    body = {"applications": [application]}
-    reply = httpx.put(f"{dashboard}/api/serve/applications/", json=body, timeout=60, trust_env=False)
-    assert reply.is_success, reply.text
+    ServeSubmissionClient(dashboard).deploy_applications({"applications": [application]})
 
 
 def running(what: str, folder: Path) -> set[str]:
@@ -67,7 +66,8 @@ def eventually(probe: Callable[[], Any], within_s: float = 60.0) -> Any:
 
 
 def is_running() -> bool:
-    return serve.status().applications[APP].status == "RUNNING"
+    found = serve.status().applications.get(APP)
+    return found is not None and found.status == "RUNNING"
 
 
 def told(folder: Path) -> list[str]:
@@ -121,6 +121,7 @@ async def _surge(folder: Path, dashboard: str) -> None:
 
 def test_an_application_that_forbids_it_is_told_with_the_way_out(dashboard: str, tmp_path: Path) -> None:
     put(dashboard, tmp_path, "v1")
+    eventually(lambda: running("replica", tmp_path))
     eventually(is_running)
     around = RayCluster("m")
     assert asyncio.run(around.serving(DEPLOYMENT)).scalable is False
