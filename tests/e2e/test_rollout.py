@@ -27,7 +27,7 @@ from experts.versions import find
 from ops.bench.bad_versions import Fault, make
 from ops.bench.rollout_answers import Verdict, tally, way_back
 from ops.bench.rollout_load import Load, asks
-from ops.bench.rollout_watch import Ended, Sight, cores, ended, extra_replicas, settled, sight
+from ops.bench.rollout_watch import Ended, Sight, ended, extra_replicas, is_core, settled, sight
 from ops.models.add import add
 from ops.soak.answers import Answer
 from ops.soak.catalogue import Ask
@@ -72,7 +72,14 @@ class Cluster:
         return told
 
     def look(self) -> Sight:
-        self.sights.append(sight(time.monotonic(), self.report(), self._get("/moray/status"), cores(self.session.id)))
+        self.sights.append(
+            sight(
+                time.monotonic(),
+                self.report(),
+                self._get("/moray/status"),
+                sum(is_core(process.pid) for process in self.session.processes()),
+            )
+        )
         return self.sights[-1]
 
     def post(self, path: str, body: dict[str, Any], expected: int = 200) -> dict[str, Any]:
@@ -144,8 +151,8 @@ def cluster(new_session: Callable[..., Any], tmp_path_factory: pytest.TempPathFa
     assert manifest is not None and manifest.golden, "else nothing tells a bad version before its traffic"
     scratch = tmp_path_factory.mktemp("bad")
     for fault in (Fault.SWAPPED_EXPERTS, Fault.CRASH_AT_LOAD, Fault.ENDLESS):
-        make(fault, store / "v1", scratch / fault)
-        add(scratch / fault, store, fault, parent="v1", golden=() if fault == UNASKED else manifest.golden)
+        make(fault, store / "v2", scratch / fault)
+        add(scratch / fault, store, fault, parent="v2", golden=() if fault == UNASKED else manifest.golden)
     with new_session(SETTINGS | {"model.store": str(store)}) as running:
         cluster = Cluster(running)
         cluster._until(lambda: settled(cluster.look(), "v1", REPLICAS), 60, "both replicas")
