@@ -144,7 +144,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(new_session: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    store = tmp_path_factory.mktemp("store")
+    store = tmp_path_factory.mktemp("tiny-r1", numbered=False)  # which names the model
     for name in ("v1", "v2"):
         shutil.copytree(store_path() / name, store / name)
     manifest = find(store, "v2").manifest
