@@ -72,14 +72,15 @@ class Eye:
 
 def cores(session_id: str) -> int:
     """Engine processes of a session that live."""
-    return sum(_CORE in _command(process.pid) for process in members(session_id))
+    return sum(is_core(process.pid) for process in members(session_id))
 
 
-def _command(pid: int) -> list[str]:
+def is_core(pid: int) -> bool:
+    """Whether that process is an engine core."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return _CORE in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:  # gone
-        return []
+        return False
 
 
 def sight(at_s: float, report: Mapping[str, Any], status: Mapping[str, Any], cores: int) -> Sight:

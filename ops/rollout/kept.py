@@ -67,13 +67,15 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def past(rollout: Rollout) -> Past:
+    """Of one that has ended. Why it went back stands where that began, not at its end."""
+    why = {note.what: note.detail for note in rollout.notes}
     return Past(
         id=rollout.id,
         from_version=rollout.from_version,
         to_version=rollout.to_version,
         phase=rollout.phase,
         strategy=str(rollout.strategy),
-        why=rollout.notes[-1].detail if rollout.notes else "",
+        why=why.get(Phase.ROLLING_BACK) or (rollout.notes[-1].detail if rollout.notes else ""),
         started_by=rollout.by,
         started_s=rollout.started_s,
         ended_s=rollout.ended_s,
