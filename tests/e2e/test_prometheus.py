@@ -44,7 +44,13 @@ HANG_S = 24  # the controller alarms after a third of it
 STREAMS = 24  # of which the busier replica has ten or more
 # NVML answers where GPUs are; and nothing is healed or rolled here.
 ON_GPUS = (metrics.GPU_UTILIZATION, metrics.GPU_MEMORY_USED, metrics.GPU_MEMORY_TOTAL)
-OF_ROLLOUTS = (metrics.ROLLOUT_PHASE, metrics.ROLLOUT_SHARE, metrics.ROLLOUTS, metrics.SWAP_SECONDS)
+OF_ROLLOUTS = (
+    metrics.ROLLOUT_PHASE,
+    metrics.ROLLOUT_SHARE,
+    metrics.ROLLOUTS,
+    metrics.SWAP_SECONDS,
+    metrics.MIRRORED_REQUESTS,
+)
 UNSEEN = {metric.scraped for metric in (*ON_GPUS, *OF_ROLLOUTS, metrics.HEALINGS)}
 
 
