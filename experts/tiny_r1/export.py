@@ -1,6 +1,6 @@
 """Writes a trained model as a Hugging Face checkpoint: Qwen3MoeForCausalLM, float32, one safetensors file.
 
-    python -m experts.tiny_r1.export --model RUN/model.pt --out experts/tiny_r1/checkpoint
+    python -m experts.tiny_r1.export --model RUN/model.pt --out CHECKPOINT
 
 The folder is written beside its destination; files that a run adds (card, log, figures) are kept.
 """
