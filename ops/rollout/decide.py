@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from ops.anomaly.alarms import Answer
 from ops.rollout.actions import Action, Assign, Drain, Restart, Scale, SwapReplica, Verify
-from ops.rollout.fleet import Fleet
+from ops.rollout.fleet import UNTOUCHED, Fleet
 from ops.rollout.gates import GATES, judge, look_is_due, told
 from ops.rollout.observed import Observed
 from ops.rollout.samples import Samples, thinned
@@ -39,11 +39,16 @@ def decide(rollout: Rollout, observed: Observed) -> Decision:
 
     An ended one keeps its outcome: a replica that comes late with another version is swapped, too.
     """
-    if observed.replicas is None and rollout.phase not in (Phase.PENDING, Phase.VERIFYING):
-        return Decision(rollout, (), "the router does not answer, so that nothing is known")
-    while (further := _advanced(rollout, observed)) != rollout:
+    while _is_known(rollout, observed) and (further := _advanced(rollout, observed)) != rollout:
         rollout = further
+    if not _is_known(rollout, observed):
+        return Decision(rollout, (), "the router does not answer, so that nothing is known")
     return Decision(rollout, tuple(_actions(rollout, observed)), _why(rollout, observed))
+
+
+def _is_known(rollout: Rollout, observed: Observed) -> bool:
+    """Enough is seen for the phase: reading files needs no router."""
+    return observed.replicas is not None or rollout.phase in UNTOUCHED
 
 
 # -- how it moves on --------------------------------------------------------------------------------------------------

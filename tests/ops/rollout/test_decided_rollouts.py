@@ -267,3 +267,17 @@ def test_undo_is_a_rollout_to_the_version_before() -> None:
     back = started("y", RolloutSpec(**{**QUICK, "version": "v1"}), shell.rollout.stable, shell.cluster.now)  # type: ignore[arg-type]
     undone = Shell(shell.cluster, back)
     assert undone.run().phase is Phase.DONE and undone.is_consistent() and undone.rollout.stable == "v1"
+
+
+@pytest.mark.parametrize("command", [Command.PROMOTE, Command.ABORT])
+def test_files_are_read_while_the_router_is_away_and_nothing_more_is_done(command: Command) -> None:
+    shell = rolled(2)
+    shell.tick()
+    shell.cluster.restart_router()
+    shell.cluster.router_at = shell.cluster.now + 20.0
+    say(shell, command)
+    for _ in range(15):
+        shell.tick()
+    assert shell.rollout.phase is (Phase.ROLLED_BACK if command is Command.ABORT else Phase.CANARY)
+    assert shell.cluster.assignment is None and shell.whys[-1].startswith("the router does not answer")
+    assert shell.run().ended and shell.is_consistent()
