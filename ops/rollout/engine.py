@@ -33,6 +33,7 @@ from ops.rollout.spec import Strategy
 from ops.rollout.state import Rollout
 from ops.rollout.surroundings import NOT_SCALABLE, Away, Serving, Surroundings, deployment_of
 from replicas.assignment import Assignment
+from replicas.messages import Swap
 
 logger = logging.getLogger("moray.rollout")
 
@@ -267,14 +268,20 @@ class Engine:
         return ""
 
     async def _swap(self, rollout: Rollout, action: SwapReplica) -> str:
-        directory = self._assignment.directories.get(action.version, "") if self._assignment is not None else ""
+        # The assignment may be from before this rollout: until shares change, nothing in it has to.
+        known = self._assignment.directories if self._assignment is not None else {}
         checksum = self.ledger.kept.checksums.get(action.version, "")
+
+        def command() -> Swap:
+            directory = known.get(action.version) or self._shelf.directories()[action.version]
+            return self._shelf.swap(action.id, action.version, directory, rollout.spec.finish_s, checksum)
+
         try:
-            swap = await asyncio.to_thread(
-                self._shelf.swap, action.id, action.version, directory, rollout.spec.finish_s, checksum
-            )
+            swap = await asyncio.to_thread(command)
         except BadVersion as why:
             return str(why)
+        except KeyError:
+            return f"the store has no version {action.version} any more: add it again, or abort the rollout"
         return await self._around.swap(action.replica_id, swap, action.migrate)
 
     async def _scale(self, extra: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -366,6 +367,23 @@ async def test_a_swap_has_all_that_a_replica_needs(shell: Make, decisions: Decis
     assert one.cluster.calls[-1][2].checksum == "c2", "what the first one loaded, the second has to"
     await one.restarted()
     assert one.engine.ledger.kept.checksums == {"v2": "c2"}
+
+
+async def test_a_swap_knows_the_directory_though_the_assignment_is_from_before_the_rollout(
+    shell: Make, decisions: Decisions, store
+) -> None:
+    """A rollout that follows one that went back finds the very assignment that it would make first."""
+    one = await started(shell())
+    assert one.cluster.stored is not None and "v2" not in one.cluster.stored.directories
+    await one.look()
+    decisions.next = [SwapReplica(id="r1-1", replica_id="rep1", version="v2")]
+    await one.look()
+    [(_, _, swap, _)] = [call for call in one.cluster.calls if call[0] == "swap"]
+    assert swap.directory == str(store / "v2")
+    shutil.rmtree(store / "v2")
+    decisions.next = [SwapReplica(id="r1-2", replica_id="rep2", version="v2")]
+    await one.look(2)
+    assert len([call for call in one.cluster.calls if call[0] == "swap"]) == 1 and "v2" in decisions.seen[-1].refused
 
 
 async def test_a_refusal_is_shown_to_the_next_decision(shell: Make, decisions: Decisions) -> None:
