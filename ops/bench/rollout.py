@@ -293,12 +293,15 @@ def table(found: dict[str, Any]) -> list[Table]:
     for name, value in found["in_place"].items():
         whole.add_row(f"in place: {name}", str(value))
     bad = Table(title="bad versions")
-    columns = ("outcome", "rollback_s", "bad_share", "canary_share", "answered", "requests", "seconds", "why")
+    columns = ("rollback_s", "bad_share", "answered", "requests", "seconds")
     for column in ("version", *columns):
         bad.add_column(column)
     for name, entry in found["bad"].items():
         bad.add_row(name, *(str(entry[column]) for column in columns))
+    why = Table(title="what became of them", show_header=False, show_lines=True)
+    for name, entry in found["bad"].items():
+        why.add_row(name, f"{entry['outcome']}: {entry['why']}")
     wrong = Table(title="wrong answers", show_header=False)
     for line in found["wrong"]:
         wrong.add_row(line)
-    return [whole, bad, *([wrong] if found["wrong"] else [])]
+    return [whole, bad, why, *([wrong] if found["wrong"] else [])]

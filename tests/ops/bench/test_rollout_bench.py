@@ -91,7 +91,8 @@ def test_figures_are_the_worst_of_what_was_seen() -> None:
     in_place = found["in_place"]
     assert in_place["replica_s"] == [3.0] and in_place["longest_token_gap_s"] == 0.7 and in_place["seconds"] == 5.0
     assert in_place["requests"] == 2 and in_place["failed"] == 0 and in_place["answered"] == {"v1": 1, "v2": 1}
-    assert [made.title for made in table(found)] == ["moray bench rollout", "bad versions", "wrong answers"]
+    titles = [made.title for made in table(found)]
+    assert titles == ["moray bench rollout", "bad versions", "what became of them", "wrong answers"]
 
 
 def test_without_bad_versions_there_is_no_way_back() -> None:
