@@ -256,7 +256,8 @@ LOAD = """
     from experts.vllm_plugin import register
     register(); register()
     from vllm.v1.worker.cpu_worker import CPUWorker
-    config = SimpleNamespace(enable_expert_parallel={ep}, tensor_parallel_size={tp}, data_parallel_size=1)
+    config = SimpleNamespace(enable_expert_parallel={ep}, tensor_parallel_size={tp}, data_parallel_size=1,
+                             enable_eplb=False)
     register()
     experts = CPUWorker(config).load_model(load_dummy_weights=True)
     wrapped = getattr(getattr(experts, "apply", None), "_moray_patched", False)
