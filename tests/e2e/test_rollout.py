@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 REPLICAS = 2
 FOUND = {Fault.SWAPPED_EXPERTS: "golden prompts", Fault.CRASH_AT_LOAD: "model.norm.weight"}  # by its cause
-KILLS = 4  # of the controller, in each of three rollouts
+KILLS = 7  # of the controller, in each of three rollouts
 UNASKED = "endless"  # a bad version without golden prompts: only its traffic tells
 SETTINGS = {
     "replicas.count": str(REPLICAS),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from experts import vllm_plugin
 from experts.sharded_routing import copies_of, map_topk
-from experts.vllm_plugin import expert_placement
+from experts.vllm_plugin import OF_A_REPLICA, expert_placement
 from experts.worker_processes import fork_workers
 
 ROOT = Path(__file__).parents[2]
@@ -210,7 +210,7 @@ def run_python(code: str, path: Path | None = None) -> "subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(path) if path else ""},
+        env={n: v for n, v in os.environ.items() if n != OF_A_REPLICA} | {"PYTHONPATH": str(path) if path else ""},
         capture_output=True,
         text=True,
         timeout=60,
