@@ -259,7 +259,7 @@ async def test_load_is_reported_on_change_and_not_too_often(hosted):
     await asyncio.sleep(0.1)
     reports = loads(host)
     assert host.core.steps > 3 * len(reports)  # or it would not have been held back
-    assert took * 20 / 5 < len(reports) <= took * 20 + 2  # a starved machine reports less
+    assert took * 20 / 10 < len(reports) <= took * 20 + 2  # a starved machine reports less
     assert reports[0].running and reports[-1][:3] == (0, 0, 0.0)
     assert reports[-1].work.decode_tokens == 1600 and reports[-1].work.prefill_tokens == 4
 
