@@ -67,6 +67,14 @@ class Monitor:
         verdicts = (verdict for detector in self._detectors for verdict in detector.evaluate(now_s))
         return [event for verdict in verdicts if (event := self.state.latches.take(now_s, verdict))]
 
+    def was_away(self) -> None:
+        """What was saved may be older than the alarms: the next reports only say where to count from.
+
+        Else a counter that stands where it stood then would look as if it moved, and end an alarm.
+        """
+        self.state.serving.clear()
+        self.state.queues.clear()
+
     @property
     def raised(self) -> list[Alarm]:
         return self.state.latches.raised

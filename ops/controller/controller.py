@@ -161,6 +161,7 @@ class Controller:
         try:
             if learned := await asyncio.to_thread(self._store.get, LEARNED):
                 self._monitor = Monitor.restored(learned, self._spec.limits)
+                self._monitor.was_away()
             if stored := await asyncio.to_thread(self._store.get, LEDGER):
                 ledger = msgspec.json.decode(stored, type=Ledger)
                 self._monitor.state.latches = ledger.latches

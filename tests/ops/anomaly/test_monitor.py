@@ -107,6 +107,21 @@ def test_a_report_from_before_a_hang_does_not_end_its_alarm() -> None:
     assert [event.raised for event in monitor.observe(ReplicaReport(9.0, "m", "a", True, 3, 141))] == [False]
 
 
+def test_tokens_from_before_a_restart_do_not_end_an_alarm() -> None:
+    monitor = Monitor()
+    monitor.observe(ReplicaReport(0.0, "m", "a", True, 3, 90))
+    learned = monitor.saved()  # every few seconds only
+    for at in (1.0, 6.0, 12.0):
+        monitor.observe(ReplicaReport(at, "m", "a", True, 3, 100))
+    latches = monitor.state.latches
+    restored = Monitor.restored(learned)
+    restored.state.latches = latches
+    restored.was_away()
+    assert [alarm.name for alarm in restored.raised] == ["up-but-not-serving"]
+    assert not restored.observe(ReplicaReport(14.0, "m", "a", True, 3, 100))
+    assert [event.raised for event in restored.observe(ReplicaReport(15.0, "m", "a", True, 3, 101))] == [False]
+
+
 def test_what_is_no_state_is_refused() -> None:
     with pytest.raises(msgspec.DecodeError):
         Monitor.restored(b'{"rows": 3}')
