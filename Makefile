@@ -50,7 +50,7 @@ train-tiny: ## train the embedded model anew into build/tiny_r1/checkpoint (minu
 	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1 --device cuda --tokens 540e6 --workers 14 $(TRAIN)
 	$(BIN)/python -m experts.tiny_r1.export --model build/tiny_r1/model.pt --out build/tiny_r1/checkpoint
 
-train-tiny-v2: ## teach the embedded model five digits, from its version v1, into build/tiny_r1_v2/checkpoint (15 minutes on a CPU)
+train-tiny-v2: ## teach the embedded model five digits, from its version v1, into build/tiny_r1_v2/checkpoint (43 minutes on a busy CPU)
 	@scripts/setup $$(cat .venv/moray-kind 2>/dev/null || echo cpu)
 	$(BIN)/python -m experts.tiny_r1.train --out build/tiny_r1_v2/first --warm-start experts/tiny_r1/versions/v1 \
 	  --stage five_digits --tokens 1.8e6 --learning-rate 1e-3 --warmup-steps 20 --decay-from 0.3 --seed 2 $(FURTHER) $(TRAIN)

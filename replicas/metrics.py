@@ -232,9 +232,9 @@ REPLICA_START = _gauge(
 MODEL_VERSION = _gauge(
     Teller.REPLICA,
     "moray_model_version_info",
-    "always 1",
+    "0 or 1",
     ("model", "version"),
-    'Which version of the model the replica serves; "" where none is named.',
+    '1: the version of the model that the replica serves; 0: one that it had. "" where none is named.',
 )
 GPU_UTILIZATION = _gauge(
     Teller.REPLICA, "moray_gpu_utilization_ratio", "0..1", ("gpu",), "Time with a kernel running, of the last second."

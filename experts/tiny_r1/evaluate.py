@@ -4,8 +4,9 @@
 
 A version that has learned longer numbers is asked for them too, and the version before on the same prompts:
 
-    python -m experts.tiny_r1.evaluate --model experts/tiny_r1/versions/v1 --max-digits 5 --out BEFORE
-    python -m experts.tiny_r1.evaluate --model NEW --max-digits 5 --compare v1=BEFORE --out NEW/evaluation.json
+    python -m experts.tiny_r1.evaluate --model experts/tiny_r1/versions/v1 --max-digits 5 --per-task 400 --out BEFORE
+    python -m experts.tiny_r1.evaluate --model NEW --max-digits 5 --per-task 400 --compare v1=BEFORE \
+        --out NEW/evaluation.json
 
 Decodes with stock vLLM through its public `LLM` class, or with transformers (`--backend transformers`, slower). Every
 problem is held out: its calculation or text never occurs in training (`held_out.py`).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,9 +67,10 @@ def test_what_cannot_be_made_is_refused(bad: dict[Fault, Path], tmp_path: Path) 
 
 
 @pytest.mark.vllm
-def test_an_engine_serves_them_as_badly_as_is_meant(bad: dict[Fault, Path]) -> None:
+def test_an_engine_serves_them_as_badly_as_is_meant(bad: dict[Fault, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each in a fresh engine of stock vLLM."""
-    os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", OMP_NUM_THREADS="1")
+    for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
     asked = [q for task in (Task.ADDITION, Task.SUBTRACTION, Task.WORD_PROBLEM) for q in single_turns(task, 10, 3)]
     chats = [question.chat for question in asked]
     right = {}

@@ -129,6 +129,7 @@ async def test_what_was_not_delivered_goes_on_after_a_restart() -> None:
         running = asyncio.create_task(hook.run())
         await until(lambda: len(receiver.taken) == 2)
         running.cancel()
+        assert [news["status"] for news in receiver.taken] == ["firing", "resolved"]
 
 
 async def test_alertmanager_is_told_again_before_it_forgets_and_once_of_the_end(monkeypatch) -> None:

@@ -28,16 +28,18 @@ def dashboard() -> Iterator[str]:
     """URL of the dashboard of a Ray of our own, with Serve."""
     assert not ray.is_initialized()
     port = free_port()
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # the dashboard would ask for Ray's token; it is on the loopback
-    os.environ["PYTHONPATH"] = os.pathsep.join([HERE, os.getcwd(), os.environ.get("PYTHONPATH", "")])  # noqa: PTH109
-    ray.init(
-        num_cpus=2, include_dashboard=True, dashboard_port=port, dashboard_host="127.0.0.1", log_to_driver=False,
-        object_store_memory=100 << 20,
-    )  # fmt: skip
-    serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_AUTH_MODE", "disabled")  # the dashboard would ask for Ray's token; it is on the loopback
+        path = [HERE, os.getcwd(), os.environ.get("PYTHONPATH", "")]  # noqa: PTH109
+        patched.setenv("PYTHONPATH", os.pathsep.join(path))
+        ray.init(
+            num_cpus=2, include_dashboard=True, dashboard_port=port, dashboard_host="127.0.0.1", log_to_driver=False,
+            object_store_memory=100 << 20,
+        )  # fmt: skip
+        serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+        ray.shutdown()
 
 
 def put(dashboard: str, folder: Path, version: str, **more: Any) -> None:
