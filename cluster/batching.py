@@ -338,8 +338,8 @@ class ContinuousBatcher:
         room.pace(prefill, now, self._policy.tpot_s)
         if not ticket.mirror:
             self._counters.charge(ticket.tenant.name, ticket.tenant.weight, prefill)
+            pool.drain_rate.add(prefill, now)
         pool.last = room
-        pool.drain_rate.add(prefill, now)
         decision.grants.append((waiting.owner, grant))
 
     def _place(self, owner: str, ticket: Ticket, grant: Grant, prefill: int, anchors: Anchors | None = None) -> None:

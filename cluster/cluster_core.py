@@ -174,7 +174,7 @@ class ClusterCore(EngineCoreClient):  # type: ignore[misc]
         return served.union(assigned.directories if assigned else ()) - {""}
 
     def seen(self) -> list[SeenReplica]:
-        return seen_replicas(self._peers.values(), self._live.values())
+        return seen_replicas(self._peers.values(), [one for one in self._live.values() if not one.ticket.mirror])
 
     def take_hung(self) -> list[SeenReplica]:
         """Replicas that were given up as hung since this was asked last."""

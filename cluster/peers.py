@@ -156,7 +156,8 @@ class BindOnArrival:
                 self.sent(ticket, peer)
                 decision.grants.append((owner, grant))
             elif now - since >= self._no_replica_wait_s:
-                decision.denials.append((owner, Denial(request_id=request_id, ending=Ending.NO_REPLICA.name)))
+                denial = Denial(request_id=request_id, ending=Ending.NO_REPLICA.name, mirror=ticket.mirror)
+                decision.denials.append((owner, denial))
             else:
                 continue
             del self._waiting[request_id]

@@ -55,7 +55,7 @@ class RouterState:
         self.tally = Tally()
 
     def join(self, info: ReplicaInfo, now: float) -> None:
-        known = self._roster.get(info.replica_id)
+        known, swapped = self._roster.get(info.replica_id), self._swaps.is_under_way(info.replica_id)
         if known is None or known.epoch < info.epoch:
             self._batcher.join(info)
             self._roster[info.replica_id] = info
@@ -64,7 +64,9 @@ class RouterState:
             self._experts.pop(info.replica_id, None)  # of the life before, maybe with other weights
             if self._window is not None:
                 self._window.joined(info)
-            if info.draining or info.swapping:
+            # What the replica itself knows of an operator's wish may be from before its swap.
+            drained = self._swaps.was_draining(info.replica_id) if known and swapped else info.draining
+            if drained or info.swapping:
                 self._batcher.drain(info.replica_id, info.epoch)
         if self._roster[info.replica_id].epoch == info.epoch:
             self._heard[info.replica_id] = now
@@ -119,6 +121,7 @@ class RouterState:
         self._batcher.join(info)
         if draining:
             self._batcher.drain(replica_id, info.epoch)
+        self._roster_version += 1  # a gateway that has lost its connection since meets it again
 
     def swap(self, replica_id: str, swap: Swap, migrate: bool) -> str:
         """Has a replica given another version's weights, once; returns its id. Raises SwapRefused.
@@ -257,8 +260,13 @@ class RouterState:
         """The load since the last call; None: nothing scales."""
         if self._window is None:
             return None
-        report = self._window.observe(now, self._batcher.replicas(), self._batcher.placed, bool(self._gateways))
+        # One that is being swapped is not there for the moment; it does not go, so that another would be wanted.
+        there = [view for view in self._batcher.replicas() if not self._is_away_for_a_swap(view.info.replica_id)]
+        report = self._window.observe(now, there, self._batcher.placed, bool(self._gateways))
         return report._replace(extra=self._assignment.extra if self._assignment is not None else 0)
+
+    def _is_away_for_a_swap(self, replica_id: str) -> bool:
+        return self._swaps.is_under_way(replica_id) and not self._swaps.was_draining(replica_id)
 
     def scaled(self, decided: Decided) -> None:
         """What was decided of it, before Serve acts on it."""

@@ -8,11 +8,9 @@ same version for a session, router and gateway alike.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 POINTS = 1 << 63  # a session is one of so many
-
-Place = TypeVar("Place")
 
 
 class Interval(NamedTuple):

@@ -38,7 +38,6 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     lost: int  # replicas lost since the start: gone without a word, not scaled in or stopped
     replicas: tuple[ReplicaVitals, ...]
     assignment_revision: int = 0  # of the Assignment that traffic follows; 0: none
-    waiting_by_version: dict[str, int] = {}  # tickets of requests that have started, by the version that they wait for
     started_by_version: dict[str, int] = {}  # requests granted and not released, by the version they run on
 
 
@@ -65,6 +64,5 @@ def vitals(batcher: Batcher, tally: Tally, swaps: Swaps, assigned: Assignment | 
             for info, _, in_flight, _, draining in batcher.replicas()
         ),
         assignment_revision=assigned.revision if assigned else 0,
-        waiting_by_version=dict(Counter(ticket.version for ticket, _ in batcher.waiting() if ticket.version)),
         started_by_version=dict(started),
     )

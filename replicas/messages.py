@@ -161,7 +161,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float | None = None  # seconds from the ticket's submission in which its first token is wanted
     # The prompt's full KV blocks: each one's hash covers all before it too (vLLM's block hashes, low 63 bits).
     blocks: tuple[int, ...] = ()
-    version: str = ""  # of the model; set once it has started there: it never moves to another
+    version: str = ""  # of the model; set once it started there, or if asked for there: it never moves to another
     session: int = 0  # stable 63-bit hash of tenant and session: which share of the traffic it belongs to
     first_of_request: bool = True  # False for n>1's further samples: requests per minute count HTTP requests
     mirror: bool = False  # a copy that nobody reads: it runs where there is room at once, and counts nowhere
@@ -252,4 +252,4 @@ class Inbox(msgspec.Struct, frozen=True, kw_only=True):
     denials: tuple[Denial, ...] = ()
     move: tuple[str, ...] = ()  # running request ids to abort where they are and to ticket anew: their replica drains
     roster: tuple[ReplicaInfo, ...] | None = None  # all replicas, when they changed
-    assignment: Assignment | None = None  # when it changed
+    assignment: Assignment | None = None  # with the roster, and when it changed

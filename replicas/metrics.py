@@ -91,7 +91,7 @@ MIRRORED_REQUESTS = _counter(
     "moray_mirrored_requests_total",
     "requests",
     ("model", "version", "ending"),
-    "Copies of requests that ran on a version under trial; no client sees one, and no other figure counts it.",
+    "Copies of requests that ran on a version under trial; no client sees one, and no other gateway figure counts it.",
 )
 STAGE_SECONDS = _histogram(
     "moray_request_stage_seconds",

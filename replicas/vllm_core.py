@@ -221,8 +221,8 @@ class VllmCore:
             self._checkpoint: Checkpoint | None = Checkpoint.of(Path(self._directory))
         except BadWeights:
             self._checkpoint = None  # to vLLM they may be weights all the same
-        # Of 57 GiB it takes half a minute, so not where no other version can come; and before an expert is moved.
-        self.checksum = self._digest() if spec.version or self.moves_experts else ""
+        # Of 57 GiB it takes half a minute, so not where no other version can come. Now, before an expert is moved.
+        self.checksum = self._digest() if spec.version else ""
         cache, scheduler = config.cache_config, config.scheduler_config
         self.capacity = Capacity(
             kv_tokens=(cache.num_gpu_blocks - 1) * cache.block_size,  # block 0 is vLLM's null block

@@ -3,7 +3,8 @@
     python -m experts.tiny_r1.train --out RUN --device cuda --tokens 600e6 --workers 14
     python -m experts.tiny_r1.export --model RUN/model.pt --out experts/tiny_r1/versions/v1
 
-RUN receives model.pt (after every stage), training_log.jsonl and hyperparameters.json. Needs torch and numpy only.
+RUN receives model.pt (after every stage), training_log.jsonl and hyperparameters.json. Needs torch, numpy and
+safetensors only.
 A later version of the model is one stage more, from the weights of the version before:
 
     python -m experts.tiny_r1.train --out RUN --warm-start experts/tiny_r1/versions/v1 --stage five_digits …

@@ -83,7 +83,10 @@ def test_a_replica_that_was_not_touched_is_granted_requests_again():
     router.exchange("g", outbox("1"))
     router.state.report(told("finishing"), router.now)
     assert router.granted() == []
+    _, version = router.state.collect("g", -1)
     router.state.report(told("failed", detail="a file is corrupt"), router.now)
+    inbox, _ = router.state.collect("g", version)
+    assert inbox is not None and inbox.roster, "a gateway that lost its connection meanwhile has to meet it anew"
     assert router.granted() == ["1"] and state(router) == ("ready", "failed")
 
 
@@ -96,6 +99,17 @@ def test_an_operators_drain_outlives_a_swap():
             router.state.drain(DrainRequest(replica="a", undo=undo), router.now)
     router.state.report(told("failed"), router.now)
     assert state(router) == ("draining", "failed")
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_a_wish_that_the_replica_had_not_heard_of_outlives_its_swap(drained: bool):
+    """The drain, or its end, came right before the swap: the new life joins with what it knew."""
+    router = Router(msgspec.structs.replace(info(), draining=not drained), info("b"), gateways="g")
+    router.state.drain(DrainRequest(replica="a", undo=not drained), router.now)
+    router.state.swap("a", SWAP, migrate=False)
+    router.state.report(told("loading"), router.now)
+    router.state.join(msgspec.structs.replace(info(epoch=2), draining=not drained), router.now)
+    assert state(router)[0] == ("draining" if drained else "ready")
 
 
 def test_a_broken_replica_is_not_granted_anything():
@@ -182,7 +196,7 @@ def test_gateways_are_told_what_is_assigned_and_a_late_one_is_ignored():
     assert router.granted() == ["3"] and router.state.vitals().started_by_version == {"v1": 2, "v2": 1}
     waiting = msgspec.structs.replace(ticket("4", resumed=True), version="v1")
     router.exchange("g", msgspec.structs.replace(outbox(), tickets=(waiting,)))
-    assert router.state.vitals().waiting_by_version == {"v1": 1}
+    assert router.state.queued == 1 and router.granted() == []
 
 
 # -- a starting replica ------------------------------------------------------------------------------------------------
