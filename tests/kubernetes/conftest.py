@@ -19,14 +19,12 @@ SCHEMAS = Path(os.environ.get("MORAY_SHARED", Path(__file__).parents[3] / "share
 
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """`.url`, `.kubeconfig`, `.client()`, `.as_user(token)`, `.service_account_client(namespace, name)`, `.restart()`."""
+    """Skips where it cannot be had, and says why."""
     for needed in (kube_api_server.SERVER, kube_api_server.ETCD):
         if not needed.exists():
             pytest.skip(f"no {needed}: scripts/build-kube-apiserver makes it (`make test-k8s` runs that)")
     if not SCHEMAS.exists():
-        pytest.skip(
-            f"no {SCHEMAS}: the schemas of KubeRay's custom resources (MORAY_SHARED names their folder's parent)"
-        )
+        pytest.skip(f"no {SCHEMAS}: the schemas of KubeRay's custom resources (MORAY_SHARED: where schemas/ is)")
     with kube_api_server.running(tmp_path_factory.mktemp("kube-apiserver")) as server:
         with server.http() as http:
             custom_resources.create(http, json.loads(SCHEMAS.read_text()))
