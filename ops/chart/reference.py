@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _HEAD = """\
@@ -16,37 +16,41 @@ Made of `values.yaml` by `python -m ops.chart`: change that, not this page. What
 
 def page(schema: str) -> str:
     """Of the schema's text (`ops.chart.schema`)."""
-    tree = json.loads(schema)
-    parts = [_HEAD]
-    for name, value in tree["properties"].items():
-        rows = list(_rows(name, value))
-        table = ["| value | type | default | what |", "| --- | --- | --- | --- |", *rows]
-        parts.append(f"## {name}\n\n{value['description']}\n\n" + "\n".join(table) if value.get("properties") else "")
-    alone = [row for name, value in tree["properties"].items() if not value.get("properties") for row in _rows(name, value)]
-    parts.insert(1, "\n".join(["| value | type | default | what |", "| --- | --- | --- | --- |", *alone]))
-    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+    top = json.loads(schema)["properties"]
+    alone = {name: value for name, value in top.items() if not value.get("properties")}
+    parts = [_HEAD, _table(row for name, value in alone.items() for row in _rows(name, value))]
+    for name, value in top.items():
+        if name not in alone:
+            parts += [f"## {name}", value["description"], _table(_inner(name, value))]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _table(rows: Iterable[str]) -> str:
+    return "\n".join(["| value | type | default | what |", "| --- | --- | --- | --- |", *rows])
 
 
 def _rows(key: str, value: dict[str, Any]) -> Iterator[str]:
-    items = value.get("items", {})
-    properties = value.get("properties") or items.get("properties")
-    if not value.get("properties"):
-        what = value.get("description", "").replace("|", "\\|")
-        yield f"| `{key}` | {_type(value)} | {_default(value)} | {what} |"
-    for name, inner in (properties or {}).items():
-        yield from _rows(f"{key}[].{name}" if items else f"{key}.{name}", inner)
+    what = value.get("description", "").replace("|", "\\|")
+    yield f"| `{key}` | {_type(value)} | {_default(value)} | {what} |"
+    yield from _inner(key, value)
+
+
+def _inner(key: str, value: dict[str, Any]) -> Iterator[str]:
+    below = f"{key}[]" if "items" in value else key
+    for name, inner in value.get("items", value).get("properties", {}).items():
+        yield from _rows(f"{below}.{name}", inner)
 
 
 def _type(value: dict[str, Any]) -> str:
     if "enum" in value:
         return " \\| ".join(f"`{json.dumps(choice)}`" for choice in value["enum"])
     if "allOf" in value or "$ref" in value:
-        ref = value["$ref"] if "$ref" in value else value["allOf"][0]["$ref"]
-        return str(ref).rsplit("/", 1)[-1]
-    if value.get("type") == "array":
-        return f"list of {_type(value['items'])}"
+        [ref] = value["allOf"] if "allOf" in value else [value]
+        return str(ref["$ref"]).rsplit("/", 1)[-1]
     types = value.get("type", "any")
-    return " or ".join(types) if isinstance(types, list) else str(types)
+    names = [types] if isinstance(types, str) else types
+    of = {"array": f"list of {_type(value['items'])}" if "items" in value else "list", "object": "map"}
+    return " or ".join(of.get(name, name) for name in names)
 
 
 def _default(value: dict[str, Any]) -> str:
@@ -54,5 +58,5 @@ def _default(value: dict[str, Any]) -> str:
         return ""
     default = value["default"]
     if isinstance(default, list) and default and isinstance(default[0], dict):
-        return f"{len(default)}, see `values.yaml`"
+        return f"{len(default)} of them, see `values.yaml`"
     return f"`{json.dumps(default, ensure_ascii=False)}`"

@@ -45,6 +45,16 @@ groups:
     # Its tolerations.
     # @schema {items: {kubernetes: V1Toleration}}
     tolerations: []
+
+# More groups: a name, and what a place may have.
+# @schema {items: {type: object, additionalProperties: false, keysOf: place, properties: {name: {type: string}}}}
+more: []
+
+# A list whose items a note describes.
+# @schema {items: {type: object}}
+rules:
+  - to:
+      - anywhere: true
 """
 
 
@@ -102,12 +112,20 @@ def test_the_defaults_pass_and_a_slip_is_named() -> None:
         ("# Why.\na: 1\n# Why.\na: 2\n", "a is there twice"),
         ("- 1\n", "no map of values"),
         ("a: [\n", "no YAML"),
+        ("# Why.\n# @schema {items: {keysOf: b, properties: {}}}\na: []\n", "keysOf names b, which is no value"),
     ],
 )
 def test_values_that_leave_something_open_are_refused(text: str, said: str) -> None:
     with pytest.raises(BadValues) as refused:
         made(text)
     assert said in str(refused.value)
+
+
+def test_keys_of_another_map_are_taken_over_without_its_defaults() -> None:
+    keys = made(VALUES)["properties"]["more"]["items"]["properties"]
+    assert keys["fill"] == {"description": "A share of it.", "type": "number"} and keys["name"] == {"type": "string"}
+    assert problems(VALUES, {"more": [{"name": "a", "zone": None}]}) == []
+    assert problems(VALUES, {"more": [{"name": "a", "zones": None}]}) != []
 
 
 def test_settings_are_morays_less_what_the_chart_fills() -> None:
@@ -164,4 +182,5 @@ def test_the_reference_has_a_row_for_every_value() -> None:
     assert '| `strategy` | `"None"` \\| `"NewCluster"` | `"None"` | What an upgrade does. |' in page
     assert "| `place.zone` | string or null | `null` | A zone, or none. |" in page
     assert "| `groups[].tolerations` | list of V1Toleration | `[]` | Its tolerations. |" in page
+    assert "| `place.nodeSelector` | map | `{}` | By a node's labels. |" in page
     assert "`place`" not in page and "\n## place\n\nWhere it runs.\n" in page
