@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ops.chart.typed_elsewhere import REFUSED
+
 _HEAD = """\
 # Values of the chart
 
@@ -38,6 +40,8 @@ def _rows(key: str, value: dict[str, Any]) -> Iterator[str]:
 def _inner(key: str, value: dict[str, Any]) -> Iterator[str]:
     below = f"{key}[]" if "items" in value else key
     for name, inner in value.get("items", value).get("properties", {}).items():
+        if inner.get("$comment") == REFUSED:
+            continue
         yield from _rows(f"{below}.{name}", inner)
 
 

@@ -5,7 +5,7 @@ A value's type is its default's, closed at every level; `# @schema {…}` above 
     required: true             whoever gives the map around it has to give it
     kubernetes: V1Toleration   a type of Kubernetes' API
     keysOf: ray.worker         beside `properties`: whatever that map of values.yaml may hold, too
-    from: settings             Moray's settings (`without: [model.path]`: less these), or `rollout`: how a version is rolled
+    from: settings             Moray's settings (`without: [model.path]`: the chart refuses these); rollout: how one is done
 
 What says nothing of itself (null, {}, []) needs a note, and every value a comment.
 """

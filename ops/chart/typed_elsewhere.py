@@ -18,6 +18,7 @@ from ops.rollout.spec import Gates, RolloutSpec
 
 Schema = dict[str, Any]
 
+REFUSED = "Refused by the chart's templates: another value decides it."
 _PLAIN = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 _CONTAINER = re.compile(r"(?P<kind>list|dict)[\[(](?:\w+, ?)?(?P<item>.+)[\])]$", re.IGNORECASE)
 # The API's quantities are texts there; YAML's plain numbers are understood as well.
@@ -25,14 +26,18 @@ _QUANTITIES = {"limits", "requests"}
 
 
 def settings(without: Collection[str]) -> Schema:
-    """The settings tree less the dotted keys `without`. ValueError: one of them is no setting."""
+    """The settings tree. ValueError: one of `without` is no setting.
+
+    The dotted keys `without` may be anything here: the chart itself refuses them, and says what to set instead.
+    """
     tree = Settings.model_json_schema()
     groups = {name: _draft_7(ref, tree["$defs"]) for name, ref in tree["properties"].items()}
     for key in without:
         group, _, name = key.partition(".")
-        if (groups[group]["properties"].pop(name, None) if group in groups else None) is None:
+        if name not in groups.get(group, {}).get("properties", {}):
             raise ValueError(f"{key} is no setting of Moray")
-    return _closed({name: group for name, group in groups.items() if group["properties"]})
+        groups[group]["properties"][name] = {"$comment": REFUSED}
+    return _closed(groups)
 
 
 def rollout() -> Schema:
