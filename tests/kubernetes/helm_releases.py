@@ -1,7 +1,6 @@
 """Helm 3 and Helm 4 behind one interface: what they do with releases on the tests' API server.
 
-scripts/install-kubernetes-tools brings both. Helm 4 comes as a library; it runs in a process of its own, so that its Go
-runtime stays out of pytest.
+Helm 4 comes as a library; it runs in a process of its own, so that its Go runtime stays out of pytest.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import helms
 import pytest
 
-VERSIONS = ("3.10.1", "4.2.3")
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moray"
+VERSIONS = (helms.Helm3.version, helms.Helm4.version)
 _LIMIT_S = 60
 _ACTION_OF_HELM_4 = """
 import json, sys
@@ -50,12 +49,10 @@ class Helm(Protocol):
 
 def helm(version: str, kubeconfig: Path, namespace: str) -> Helm:
     """Skips the test if this version is not installed."""
-    where = _CACHE / f"helm-{version}"
-    if not where.is_dir():
-        missing = where.with_name(f"{where.name}.missing")
-        why = missing.read_text().strip() if missing.exists() else "scripts/install-kubernetes-tools gets it"
-        pytest.skip(f"no Helm {version}: {why}")
-    return (_Helm3 if version.startswith("3.") else _Helm4)(where, kubeconfig, namespace)
+    if why := helms.missing(version):
+        pytest.skip(why)
+    kind = _Helm3 if version.startswith("3.") else _Helm4
+    return kind(helms.CACHE / f"helm-{version}", kubeconfig, namespace)
 
 
 class _Helm3:

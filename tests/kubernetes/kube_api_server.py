@@ -55,6 +55,7 @@ class ApiServer:
         """Returns when the API answers. Raises RuntimeError with the program's last words if it ends instead."""
         (self._directory / "tokens.csv").write_text(f'{self._admin_token},admin,admin,"system:masters"\n')
         _write_key(self._directory / "service-accounts.pem")
+        self.kubeconfig.touch(mode=0o600)  # Helm warns of one that others can read
         self.kubeconfig.write_text(yaml.safe_dump(self.kubeconfig_of(self._admin_token)))
         self._etcd = self._run(
             "etcd",

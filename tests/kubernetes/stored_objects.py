@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,9 +31,11 @@ def stored(http: httpx.Client, namespace: str) -> Objects:
 
 
 def content(item: dict[str, Any]) -> dict[str, Any]:
-    """The object without what is its own whatever it holds."""
-    metadata = {name: value for name, value in item["metadata"].items() if name not in _OWN_TO_EACH}
-    return item | {"metadata": metadata}
+    """A copy of the object without what is its own whatever it holds."""
+    copied = copy.deepcopy(item)
+    for name in _OWN_TO_EACH:
+        copied["metadata"].pop(name, None)
+    return copied
 
 
 def _versions(http: httpx.Client) -> Iterator[str]:
