@@ -19,7 +19,6 @@ STORE: dict[str, Any] = {
 MONITORING: dict[str, Any] = {
     "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "scrapeConfig": {"enabled": True},
-    "serviceMonitor": {"enabled": True},
     "prometheusRule": {"enabled": True},
     "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Moray"}},
 }

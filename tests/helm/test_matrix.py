@@ -47,8 +47,8 @@ def test_the_matrix_turns_every_kind_of_object_on_and_off(render: Callable[..., 
     always = set.intersection(*by_case.values())
     assert {kind.rsplit("/", 1)[-1] for kind in everything} >= {
         "RayService", "ConfigMap", "ServiceAccount", "Deployment", "ClusterRole", "Role", "NetworkPolicy",
-        "PodDisruptionBudget", "Ingress", "HTTPRoute", "PodMonitor", "ScrapeConfig", "ServiceMonitor", "PrometheusRule",
-        "Pod",
+        "PodDisruptionBudget", "Ingress", "HTTPRoute", "PodMonitor", "ScrapeConfig", "PrometheusRule", "Pod",
+        "Service",
     }  # fmt: skip
     assert {kind.rsplit("/", 1)[-1] for kind in always} == {"RayService", "ConfigMap", "ServiceAccount", "Pod"}
 
