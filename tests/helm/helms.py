@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -88,7 +87,7 @@ class Helm3:
 class Helm4:
     version = "4.2.3"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self) -> None:
         path = os.pathsep.join([str(CACHE / f"helm-{self.version}"), os.environ.get("PYTHONPATH", "")])
         self._server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("helm4_server.py"))],

@@ -36,8 +36,14 @@ def core_problem(of: Object, version: str) -> str:
     if of["apiVersion"] == "policy/v1beta1":  # gone in 1.25; what it holds is the same
         of = of | {"apiVersion": "policy/v1"}
     known = max(OLDEST, tuple(int(part) for part in version.split(".")[:2]))
+    return _problem(json.dumps(of), ".".join(map(str, known)))
+
+
+@functools.cache  # most objects are the same in most cases
+def _problem(text: str, version: str) -> str:
+    of = json.loads(text)
     try:
-        kubernetes_validate.validate(of, ".".join(map(str, known)), strict=True)
+        kubernetes_validate.validate(of, version, strict=True)
     except kubernetes_validate.ValidationError as error:
         return f"{kind(of)} {of['metadata']['name']}: {'.'.join(map(str, error.path))}: {error.message}"
     return ""
