@@ -12,7 +12,7 @@ _OBJECTS = {
     "existingSecret": "bucket",
 }
 OPEN = {"auth": {"allowUnauthenticated": True}}
-MONITORING = {name: {"enabled": True} for name in ("podMonitor", "serviceMonitor", "prometheusRule", "dashboards")}
+MONITORING = {name: {"enabled": True} for name in ("podMonitor", "prometheusRule", "dashboards")}
 
 # By what is special about each: the chart's ways to store models, its profiles, upgrades and autoscaling.
 BY_CASE: dict[str, dict[str, Any]] = {

@@ -14,8 +14,12 @@ from typing import Any
 import httpx
 
 # What the chart makes and `moray k8s` reads. Each costs the server about a second, in each version.
-KINDS = ("ray.io/v1/RayCluster", "ray.io/v1/RayService", "monitoring.coreos.com/v1/PodMonitor",
-         "monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PrometheusRule")  # fmt: skip
+KINDS = (
+    "ray.io/v1/RayCluster",
+    "ray.io/v1/RayService",
+    "monitoring.coreos.com/v1/PodMonitor",
+    "monitoring.coreos.com/v1/PrometheusRule",
+)
 _AS_THEY_ARE = ("type", "format", "enum", "pattern", "nullable", "required", "minimum", "maximum", "minItems",
                 "maxItems", "minLength", "maxLength", "anyOf", "oneOf", "allOf", "not",
                 "x-kubernetes-preserve-unknown-fields", "x-kubernetes-map-type")  # fmt: skip

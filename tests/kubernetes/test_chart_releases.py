@@ -1,4 +1,4 @@
-"""A release's life on a real API server, with both Helms: install, another model version, rollback, a newer chart, the end."""
+"""A release on a real API server, with both Helms: install, another model version, rollback, a newer chart, the end."""
 
 from __future__ import annotations
 
