@@ -118,8 +118,9 @@
 {{- if and (ne $values.service.type "LoadBalancer") (or $values.service.loadBalancerClass $values.service.loadBalancerSourceRanges) -}}
   {{- $wrong = append $wrong (printf "service.loadBalancerClass and service.loadBalancerSourceRanges are for service.type LoadBalancer, not %s" $values.service.type) -}}
 {{- end -}}
-{{- if has (int $values.service.port) (list 6379 8080 8090 8091 8092 8093 8265 8404 8500 9101 9500 10001 52365) -}}
-  {{- $wrong = append $wrong (printf "service.port is %v, which Ray, HAProxy or metrics use in the pods: choose another" $values.service.port) -}}
+{{- $port := int $values.service.port -}}
+{{- if or (and (ge $port 10001) (le $port 19999)) (and (ge $port 30000) (le $port 31000)) (has $port (list 6379 8080 8090 8091 8092 8093 8265 8404 8500 9101 9500 44217 44227 52365)) -}}
+  {{- $wrong = append $wrong (printf "service.port is %v, which Ray, HAProxy or metrics may use in the pods: choose another, such as 8000" $port) -}}
 {{- end -}}
 
 {{- /* Drain. */ -}}
