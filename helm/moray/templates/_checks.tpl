@@ -86,6 +86,14 @@
 {{- if lt (int $facts.room) (int $facts.most) -}}
   {{- $wrong = append $wrong (printf "%s is %v, but the worker groups hold %v: raise their %s, or lower it" (ternary "settings.autoscaling.max_replicas" "settings.replicas.count" $facts.autoscaling) $facts.most $facts.room (ternary "maxReplicas" "replicas" $facts.autoscaler)) -}}
 {{- end -}}
+{{- if gt (int $facts.replicas) (int $facts.most) -}}
+  {{- $wrong = append $wrong (printf "settings.replicas.count, with which the cluster starts, is %v, but settings.autoscaling.max_replicas is %v: lower the one or raise the other" $facts.replicas $facts.most) -}}
+{{- end -}}
+{{- $strategy := default (dig "rollout" "strategy" "auto" $values.settings) (get $values.rollout "strategy") -}}
+{{- $surge := default (dig "rollout" "surge" 1 $values.settings) (get $values.rollout "surge") | int -}}
+{{- if and (eq $strategy "surge") (lt (int $facts.room) (add $facts.most $surge | int)) (ge (int $facts.room) (int $facts.most)) -}}
+  {{- $wrong = append $wrong (printf "rollouts are to surge, which takes room for %v replicas more than %v, but the worker groups hold %v: raise their %s, or roll in place" $surge $facts.most $facts.room (ternary "maxReplicas" "replicas" $facts.autoscaler)) -}}
+{{- end -}}
 {{- $cpus := 0.0 -}}
 {{- range $facts.groups }}{{ $cpus = addf $cpus (mulf (floor .cpus) .max) }}{{ end -}}
 {{- if lt $cpus (addf (mulf $facts.most $facts.cpusOfReplica) $facts.gateways) -}}

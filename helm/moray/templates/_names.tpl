@@ -68,6 +68,11 @@ Service for each cluster, so that there the chart makes one over both, for its o
 {{- printf "%s-%s" (include "moray.fullname" .) (ternary "clusters" "gateway" $incremental) -}}
 {{- end -}}
 
+{{/* "true" where the cluster has policy/v1. `helm template` asks none, and takes it for granted whatever version it is given. */}}
+{{- define "moray.policyV1" -}}
+{{- if and (.Capabilities.APIVersions.Has "policy/v1") (semverCompare ">=1.21.0-0" .Capabilities.KubeVersion.Version) }}true{{ end -}}
+{{- end -}}
+
 {{- define "moray.image" -}}
 {{- $facts := include "moray.facts" . | fromJson -}}
 {{- $image := .Values.image -}}
