@@ -62,11 +62,9 @@ with all that they do not say filled in, and how much of the model they hold.
   {{- $_ := set $group "busy" $busy -}}
 {{- end -}}
 
-{{- /* An incremental upgrade's step: whole pods of groups, rounded up to a percentage that Serve rounds to so many. */ -}}
 {{- $holds := 1 -}}
 {{- range $groups }}{{ $holds = max $holds .holds }}{{ end -}}
 {{- $step := default $holds (int $values.ray.upgrade.groupsPerStep) -}}
-{{- $percent := min 100 (ceil (divf (mul 100 $step) (max 1 $replicas)) | int) -}}
 
 {{- /* The settings that the chart fills in. */ -}}
 {{- $store := $values.model.store.kind -}}
@@ -112,7 +110,6 @@ with all that they do not say filled in, and how much of the model they hold.
   "autoscaler" (or $autoscaling $incremental)
   "groupsPerPod" $holds
   "groupsPerStep" $step
-  "stepPercent" $percent
   "version" $version
   "metricsPort" 8090
   "haproxy" (dig "gateway" "haproxy" true $settings)

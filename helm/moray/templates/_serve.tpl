@@ -26,3 +26,23 @@ place that restarts nothing, and starts a rollout (ops/rollout/wanted.py). A new
   "applications" (list $application)
   | toYaml -}}
 {{- end -}}
+
+{{/*
+The share by which an incremental upgrade goes on, of replicas and of traffic, in per cent: the smallest, from that of groupsPerStep on,
+of which each multiple is whole steps. Serve rounds a share of the replicas to the nearest number, a half up.
+*/}}
+{{- define "moray.stepPercent" -}}
+{{- $facts := include "moray.facts" . | fromJson -}}
+{{- $replicas := max 1 $facts.replicas | int -}}
+{{- $step := int $facts.groupsPerStep -}}
+{{- $found := 100 -}}
+{{- range $percent := untilStep (max 1 (div (mul 100 $step) $replicas) | int) 100 1 -}}
+  {{- $whole := lt $percent $found -}}
+  {{- range $share := untilStep $percent 100 $percent -}}
+    {{- $moved := div (add (mul $replicas $share) 50) 100 -}}
+    {{- if or (eq $moved 0) (ne (mod $moved $step) 0) }}{{ $whole = false }}{{ end -}}
+  {{- end -}}
+  {{- if $whole }}{{ $found = $percent }}{{ end -}}
+{{- end -}}
+{{- $found -}}
+{{- end -}}
