@@ -10,7 +10,7 @@ from typing import Any
 import helms
 import pytest
 import yaml
-from chart_values import BY_CASE, of_version
+from chart_values import BY_CASE, OPEN, of_version
 from helm_releases import VERSIONS, Helm, HelmFailed
 from kube_api_server import ApiServer
 from stored_objects import Objects, content, stored
@@ -122,11 +122,22 @@ def test_releases_of_one_name_in_two_namespaces_leave_each_other_alone(
     helm.uninstall(RELEASE)
 
 
-def test_values_that_the_chart_refuses_install_nothing(helm: Helm, objects: Callable[[], Objects]):
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "nobody may use the API"),
+        # Asked of the server itself, which has no such kind here.
+        (OPEN | {"monitoring": {"scrapeConfig": {"enabled": True}}}, "does not know monitoring.coreos.com/v1alpha1"),
+    ],
+    ids=["nobody may use it", "a kind is missing"],
+)
+def test_what_the_chart_refuses_installs_nothing(
+    values: dict[str, Any], said: str, helm: Helm, objects: Callable[[], Objects]
+):
     before = objects()
 
-    with pytest.raises(HelmFailed, match="nobody may use the API"):
-        helm.install(RELEASE, helms.CHART, {})
+    with pytest.raises(HelmFailed, match=said):
+        helm.install(RELEASE, helms.CHART, values)
 
     assert objects().keys() == before.keys()
 
