@@ -1,4 +1,4 @@
-"""scripts/build-kube-apiserver where it has nothing to do or cannot go on; that it builds what works, the others show."""
+"""scripts/build-kube-apiserver where it has nothing to do or cannot go on; that what it builds works, others show."""
 
 from __future__ import annotations
 
