@@ -97,6 +97,17 @@ def test_what_is_not_named_is_denied(render: Render) -> None:
         assert not reaches(objects, who[who_else], who["worker"], 30005), who_else
 
 
+def test_one_policy_alone_denies_all_to_every_pod_of_the_release(render: Render) -> None:
+    """So that a pod that the others forget is not open for that."""
+    objects = render(OPEN)
+    alone = [each for each in objects if each["kind"] == "NetworkPolicy" and each["metadata"]["name"].endswith("default-deny")]
+    who = parties(objects)
+    for component in ("head", "worker", "node-watcher", "test"):
+        for other in ("head", "client", "dns", "internet"):
+            for way in ("Ingress", "Egress"):
+                assert not one_way(alone, way, who[component], who[other], "TCP", 53), (component, other, way)
+
+
 def test_rays_pods_talk_to_each_other_on_any_port(render: Render) -> None:
     objects = render(OPEN)
     who = parties(objects)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import yaml
 from cases import CASES, OPEN, STORE, tier
 from helms import Object, Refused
+from ray.serve._private.utils import get_capacity_adjusted_num_replicas
 
 from ops.rollout.wanted import parse
 
@@ -148,12 +149,13 @@ def test_an_incremental_upgrade_goes_in_steps_of_whole_groups(
     strategy = service_of(render(incremental(groups_per_step, pods, gpus, count)))["spec"]["upgradeStrategy"]
     assert strategy["type"] == "NewClusterWithIncrementalUpgrade"
     options = strategy["clusterUpgradeOptions"]
-    a_pods = gpus // 4
-    step = groups_per_step or a_pods
-    for name in ("stepSizePercent", "maxSurgePercent"):
-        # KubeRay gives Serve a target capacity in percent; Serve rounds the replicas of it up.
-        assert math.ceil(count * options[name] / 100) >= step
-        assert math.floor(count * (options[name] - 1) / 100) < step, "a larger step than was asked for"
+    step = groups_per_step or gpus // 4
+    assert options["stepSizePercent"] == options["maxSurgePercent"]  # else one would go on without the other
+    # KubeRay gives Serve its target capacity in percent, a multiple of the step; Serve rounds the replicas of it.
+    capacities = range(0, 100, options["stepSizePercent"])
+    moved = [get_capacity_adjusted_num_replicas(count, capacity) for capacity in [*capacities, 100]]
+    assert all(groups % step == 0 for groups in moved[:-1]), moved
+    assert all(new > old for old, new in itertools.pairwise(moved[:-1])) and moved[-1] == count, moved
 
 
 def test_an_incremental_step_that_splits_a_pod_is_refused(render: Render) -> None:
