@@ -69,8 +69,9 @@ def test_another_model_version_changes_the_wish_and_the_settings_and_nothing_els
     helm.upgrade(RELEASE, helms.CHART, of_version("v2"))
 
     after = objects()
-    changed = {key for key in after if after[key]["metadata"]["resourceVersion"] != version_of(before, key)}
     assert after.keys() == before.keys()
+    versions = ({key: item["metadata"]["resourceVersion"] for key, item in state.items()} for state in (before, after))
+    changed = {key for key, _ in set.symmetric_difference(*(set(version.items()) for version in versions))}
     assert changed == {f"RayService/{NAME}", f"ConfigMap/{NAME}-settings"}
     old, new = (content(state[f"RayService/{NAME}"]) for state in (before, after))
     old_serve, new_serve = (yaml.safe_load(service["spec"].pop("serveConfigV2")) for service in (old, new))
@@ -141,10 +142,6 @@ def test_what_the_chart_refuses_installs_nothing(
         helm.install(RELEASE, helms.CHART, values)
 
     assert objects().keys() == before.keys()
-
-
-def version_of(state: Objects, key: str) -> str | None:
-    return state[key]["metadata"]["resourceVersion"] if key in state else None
 
 
 def contents(state: Objects) -> Objects:
