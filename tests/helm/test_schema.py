@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from cases import OPEN
+from chart_values import OPEN
 from helms import CHART, ROOT, Cluster, Helm3, Helm4, Refused
-
 
 # Wrong values, and the words in which each Helm has to name the place.
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
