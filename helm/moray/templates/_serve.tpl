@@ -12,7 +12,9 @@ place that restarts nothing, and starts a rollout (ops/rollout/wanted.py). A new
   "import_path" "cluster.app:build"
   "external_scaler_enabled" (not $facts.autoscaling)
   "args" $arguments -}}
-{{- $gateway := dict "name" "Gateway" "max_replicas_per_node" 4 -}}
+{{- /* On a node that is drained, Serve waits for another gateway before it stops this one, as long as this one's streams have time. */ -}}
+{{- $streams := max $facts.replicaDrain (sub .Values.drain.seconds 45) -}}
+{{- $gateway := dict "name" "Gateway" "max_replicas_per_node" 4 "graceful_shutdown_timeout_s" $streams -}}
 {{- with $facts.version -}}
   {{- $wish := dict "version" . -}}
   {{- with $.Values.rollout }}{{ $_ := set $wish "rollout" . }}{{ end -}}
