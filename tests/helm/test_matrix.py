@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from chart_values import CASES
+from cases import CASES
 from helms import CHART, Cluster, Helm, Helm3, Helm4, Object, Values
-from object_schemas import CRDS, WITHOUT_SCHEMA, core_problem, custom_problem, is_custom, kind, pods
+from validation import CRDS, WITHOUT_SCHEMA, core_problem, custom_problem, is_custom, kind, pods
 
 VERSIONS = ("1.20.0", "1.25.0", "1.30.0", "1.33.0")
 Rendered = Callable[[Helm, Values, Cluster], list[Object]]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_values import CASES, KEYS, MONITORING, OPEN
+from cases import CASES, KEYS, MONITORING, OPEN
 from helms import APIS, NAMESPACE, ROOT, Object, Refused
-from object_schemas import pods
+from validation import pods
 
 Render = Callable[..., list[Object]]
 KINDS = {

@@ -6,9 +6,9 @@ import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from chart_values import CASES, MONITORING, OPEN
+from cases import CASES, MONITORING, OPEN
 from helms import NAMESPACE, Object
-from object_schemas import pods
+from validation import pods
 
 Render = Callable[..., list[Object]]
 

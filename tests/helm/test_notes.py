@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from chart_values import CASES, KEYS, OPEN, tier
+from cases import CASES, KEYS, OPEN, tier
 from helms import CHART, Cluster, Helm4, Object
 from typer.testing import CliRunner
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from chart_values import CASES, OPEN, tier
+from cases import CASES, OPEN, tier
 from helms import CHART, Cluster, Helm3, Object, Refused
-from object_schemas import pods
+from validation import pods
 
 Render = Callable[..., list[Object]]
 RESTRICTED_VOLUMES = {

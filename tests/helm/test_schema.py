@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_values import OPEN
+from cases import OPEN
 from helms import CHART, ROOT, Cluster, Helm3, Helm4, Refused
 
 # Wrong values, and the words in which each Helm has to name the place.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_values import CASES, OPEN, tier
+from cases import CASES, OPEN, tier
 from helms import CHART, ROOT, Object, Refused
 
 from cluster.app import build

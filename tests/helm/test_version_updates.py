@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from chart_values import CASES, OPEN, STORE, tier
+from cases import CASES, OPEN, STORE, tier
 from helms import Object, Refused
 from ray.serve._private.utils import get_capacity_adjusted_num_replicas
 
