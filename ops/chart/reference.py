@@ -13,6 +13,7 @@ _HEAD = """\
 
 Made of `values.yaml` by `python -m ops.chart`: change that, not this page. What is not listed is refused by name
 (`values.schema.json`). Below `settings` are Moray's own, as in a settings file; what is left out has Moray's default.
+Helm's `--set` takes 0.5 for a text: give numbers with a point in a file or with `--set-json`.
 """
 
 
