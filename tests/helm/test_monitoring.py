@@ -1,4 +1,4 @@
-"""Monitoring is off until asked for, refused with the way out where the operator's kinds are missing, and finds all that tells."""
+"""Monitoring: off until asked for, refused with the way out where its kinds are missing, else complete."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def test_a_kind_that_the_cluster_does_not_know_is_refused_with_the_way_out(value
     kind = KINDS[value]
     values = OPEN | {"monitoring": {value: {"enabled": True}}}
     without = tuple(api for api in APIS if api != kind)
-    with pytest.raises(Refused, match=rf"monitoring\.{value}\.enabled is true, but this cluster does not know {kind}") as refused:
+    with pytest.raises(
+        Refused, match=rf"monitoring\.{value}\.enabled is true, but this cluster does not know {kind}"
+    ) as refused:
         render(values, apis=without)
     assert "install the Prometheus operator" in str(refused.value) and f"--api-versions {kind}" in str(refused.value)
     assert render(values)
@@ -103,7 +105,9 @@ def test_rules_are_the_repositorys(render: Render) -> None:
 
 
 def test_runbooks_are_where_the_settings_say(render: Render) -> None:
-    [rule] = of_kind(monitored(render, settings={"alarms": {"runbook_url": "https://runbooks.example/moray/"}}), "PrometheusRule")
+    [rule] = of_kind(
+        monitored(render, settings={"alarms": {"runbook_url": "https://runbooks.example/moray/"}}), "PrometheusRule"
+    )
     urls = [
         each["annotations"]["runbook_url"]
         for group in rule["spec"]["groups"]
@@ -115,7 +119,9 @@ def test_runbooks_are_where_the_settings_say(render: Render) -> None:
 
 
 def test_dashboards_are_the_repositorys(render: Render) -> None:
-    maps = [each for each in of_kind(monitored(render), "ConfigMap") if "grafana_dashboard" in each["metadata"]["labels"]]
+    maps = [
+        each for each in of_kind(monitored(render), "ConfigMap") if "grafana_dashboard" in each["metadata"]["labels"]
+    ]
     boards = {name: json.loads(text) for each in maps for name, text in each["data"].items()}
     assert boards == {f"moray-{page.name}": json.loads(page.read_text()) for page in DASHBOARDS.glob("*.json")}
     assert len(maps) == 5

@@ -37,7 +37,9 @@ def is_peer(peer: Mapping[str, Any], of_policy: str, party: Party) -> bool:
     if not party.labels:
         return False
     if "namespaceSelector" in peer:
-        if peer["namespaceSelector"] and not selects(peer["namespaceSelector"], {"kubernetes.io/metadata.name": party.namespace}):
+        if peer["namespaceSelector"] and not selects(
+            peer["namespaceSelector"], {"kubernetes.io/metadata.name": party.namespace}
+        ):
             return False
     elif party.namespace != of_policy:
         return False
@@ -100,7 +102,11 @@ def test_what_is_not_named_is_denied(render: Render) -> None:
 def test_one_policy_alone_denies_all_to_every_pod_of_the_release(render: Render) -> None:
     """So that a pod that the others forget is not open for that."""
     objects = render(OPEN)
-    alone = [each for each in objects if each["kind"] == "NetworkPolicy" and each["metadata"]["name"].endswith("default-deny")]
+    alone = [
+        each
+        for each in objects
+        if each["kind"] == "NetworkPolicy" and each["metadata"]["name"].endswith("default-deny")
+    ]
     who = parties(objects)
     for component in ("head", "worker", "node-watcher", "test"):
         for other in ("head", "client", "dns", "internet"):
@@ -121,7 +127,9 @@ def test_every_pod_resolves_names(render: Render) -> None:
     objects = render(OPEN)
     who = parties(objects)
     for component in ("head", "worker", "node-watcher", "test"):
-        assert reaches(objects, who[component], who["dns"], 53, "UDP") and reaches(objects, who[component], who["dns"], 53)
+        assert reaches(objects, who[component], who["dns"], 53, "UDP") and reaches(
+            objects, who[component], who["dns"], 53
+        )
         assert not reaches(objects, who[component], who["stranger"], 53, "UDP")
         node_local = Party({}, address="169.254.20.10")
         assert reaches(objects, who[component], node_local, 53, "UDP")
@@ -142,7 +150,9 @@ def test_clients_reach_the_gateways_port_and_no_other(render: Render) -> None:
 def test_the_operator_reaches_the_dashboard(render: Render) -> None:
     objects = render(OPEN)
     who = parties(objects)
-    assert reaches(objects, who["operator"], who["head"], 8265) and not reaches(objects, who["operator"], who["worker"], 8265)
+    assert reaches(objects, who["operator"], who["head"], 8265) and not reaches(
+        objects, who["operator"], who["worker"], 8265
+    )
 
 
 def test_prometheus_reaches_every_port_with_metrics(render: Render) -> None:
@@ -150,11 +160,18 @@ def test_prometheus_reaches_every_port_with_metrics(render: Render) -> None:
     who = parties(objects)
     named = {
         (component, port["name"]): port["containerPort"]
-        for component, pod in ((pod["metadata"]["labels"]["app.kubernetes.io/component"], pod) for _, pod in pods(objects))
+        for component, pod in (
+            (pod["metadata"]["labels"]["app.kubernetes.io/component"], pod) for _, pod in pods(objects)
+        )
         for port in pod["spec"]["containers"][0].get("ports", [])
         if "metrics" in port["name"] or component == "node-watcher"
     }
-    assert {("head", "metrics"), ("worker", "metrics"), ("worker", "gw-metrics-0"), ("node-watcher", "http")} <= named.keys()
+    assert {
+        ("head", "metrics"),
+        ("worker", "metrics"),
+        ("worker", "gw-metrics-0"),
+        ("node-watcher", "http"),
+    } <= named.keys()
     for (component, _), port in named.items():
         assert reaches(objects, who["prometheus"], who[component], port), (component, port)
         assert not reaches(objects, who["client"], who[component], port), (component, port)
@@ -184,4 +201,6 @@ def test_those_with_a_token_reach_the_kubernetes_api(render: Render) -> None:
 def test_pods_that_copy_a_model_reach_its_store(render: Render) -> None:
     objects = render(CASES["object-storage"])
     who = parties(objects)
-    assert reaches(objects, who["worker"], who["internet"], 443) and not reaches(objects, who["worker"], who["internet"], 80)
+    assert reaches(objects, who["worker"], who["internet"], 443) and not reaches(
+        objects, who["worker"], who["internet"], 80
+    )

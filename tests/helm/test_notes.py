@@ -1,4 +1,4 @@
-"""What Helm prints works: its curl is run, against a server that answers as a gateway does. And so is what `helm test` runs."""
+"""What Helm prints works: its curl is run against a server that answers as a gateway does, and so is `helm test`'s."""
 
 from __future__ import annotations
 
@@ -121,7 +121,11 @@ def test_the_curl_works(way: str, helm4: Helm4, gateway: Gateway, tmp_path: Path
     [(path, headers, body)] = gateway.asked
     assert path == "/v1/chat/completions" and body["model"] == "tiny-r1" and body["stream"] is True
     assert headers.get("authorization", "").startswith("Bearer moray-") is (way == "keys")
-    named = {"forward": "service/r1-moray-gateway", "load-balancer": "r1-moray-gateway", "keys": "service/r1-moray-gateway"}
+    named = {
+        "forward": "service/r1-moray-gateway",
+        "load-balancer": "r1-moray-gateway",
+        "keys": "service/r1-moray-gateway",
+    }
     assert named.get(way, "") in " ".join(asked) and all("-n llm" in line for line in asked if "get nodes" not in line)
 
 
@@ -147,7 +151,10 @@ def test_helm_test_asks_for_the_models_and_streams_a_chat(render: Render, gatewa
     assert pod is not None and pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
     program, *arguments = pod["spec"]["containers"][0]["command"]
     assert program == "moray" and "http://r1-moray-gateway:8000" in arguments
-    here = [argument.replace("http://r1-moray-gateway:8000", f"http://127.0.0.1:{gateway.server_port}") for argument in arguments]
+    here = [
+        argument.replace("http://r1-moray-gateway:8000", f"http://127.0.0.1:{gateway.server_port}")
+        for argument in arguments
+    ]
     result = CliRunner().invoke(app, here)
     assert result.exit_code == 0 and "75" in result.output, result.output
     assert [path for path, _, _ in gateway.asked] == ["/v1/models", "/v1/chat/completions"]
@@ -164,4 +171,6 @@ def test_helm_test_has_a_key_where_one_is_asked_for(render: Render) -> None:
     assert key["valueFrom"] == {"secretKeyRef": {"name": "watcher-key", "key": "api-key"}}
     without = {"auth": {"existingSecret": "moray-keys"}, "nodeWatcher": {"enabled": False}}
     assert the_test(render(without)) is None
-    assert the_test(render(CASES["incremental"]))["spec"]["containers"][0]["command"][3] == "http://r1-moray-clusters:8000"  # type: ignore[index]
+    assert (
+        the_test(render(CASES["incremental"]))["spec"]["containers"][0]["command"][3] == "http://r1-moray-clusters:8000"
+    )

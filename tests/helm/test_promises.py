@@ -12,7 +12,16 @@ from helms import CHART, Cluster, Helm3, Object, Refused
 from validation import pods
 
 Render = Callable[..., list[Object]]
-RESTRICTED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+RESTRICTED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
 
 
 def of_kind(objects: list[Object], kind: str) -> list[Object]:
@@ -50,11 +59,11 @@ def seconds_of_pre_stop(pod: Object) -> int:
     return int(re.search(r"until=\$\(\(SECONDS \+ (\d+)\)\)", script)[1])  # type: ignore[index]
 
 
-# -- pods ---------------------------------------------------------------------------------------------------------------
+# -- pods --------------------------------------------------------------------------------------------------------------
 
 
 def test_every_pod_is_restricted(render: Render) -> None:
-    """The Pod Security Standard `restricted`, control by control; hostPath, which it forbids, only where it is asked for."""
+    """The Pod Security Standard `restricted`, by its controls; hostPath, which it forbids, only where asked for."""
     for where, pod, objects in all_pods(render):
         spec = pod["spec"]
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), where
@@ -85,7 +94,10 @@ def test_roots_are_read_only_and_what_is_written_to_is_sized(render: Render) -> 
             assert "/tmp" in mounts, (where, container["name"])
             for mount in mounts.values():
                 written = not mount.get("readOnly")
-                assert not written or volumes[mount["name"]].keys() & {"emptyDir"} or mount["name"] == "state", (where, mount)
+                assert not written or volumes[mount["name"]].keys() & {"emptyDir"} or mount["name"] == "state", (
+                    where,
+                    mount,
+                )
         if autoscaler := one(objects, "RayService")["spec"]["rayClusterConfig"].get("autoscalerOptions"):
             assert autoscaler["securityContext"]["readOnlyRootFilesystem"] is True
 
@@ -104,7 +116,10 @@ def test_every_container_has_requests_and_a_limit_of_memory(render: Render) -> N
     for where, pod, _ in all_pods(render):
         for container in containers(pod):
             resources = container["resources"]
-            assert resources["requests"].keys() >= {"cpu", "memory"} and resources["limits"]["memory"], (where, container)
+            assert resources["requests"].keys() >= {"cpu", "memory"} and resources["limits"]["memory"], (
+                where,
+                container,
+            )
 
 
 def test_only_the_watcher_and_rays_autoscaler_have_a_token(render: Render) -> None:
@@ -115,13 +130,16 @@ def test_only_the_watcher_and_rays_autoscaler_have_a_token(render: Render) -> No
         autoscaler = one(objects, "RayService")["spec"]["rayClusterConfig"].get("autoscalerOptions")
         assert bool(projected) is (where.endswith(": head") and autoscaler is not None), where
         for container in containers(pod):
-            assert not set(projected) & {mount["name"] for mount in container["volumeMounts"]}, (where, container["name"])
+            assert not set(projected) & {mount["name"] for mount in container["volumeMounts"]}, (
+                where,
+                container["name"],
+            )
     for values in CASES.values():
         for account in of_kind(render(values), "ServiceAccount"):
             assert account["automountServiceAccountToken"] is False
 
 
-# -- rights -------------------------------------------------------------------------------------------------------------
+# -- rights ------------------------------------------------------------------------------------------------------------
 
 
 def test_rights_are_these_and_no_more(render: Render) -> None:
@@ -134,7 +152,12 @@ def test_rights_are_these_and_no_more(render: Render) -> None:
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
         {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
         {"apiGroups": ["ray.io"], "resources": ["rayservices"], "resourceNames": ["r1-moray"], "verbs": ["get"]},
-        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": [name], "verbs": ["get", "update"]},
+        {
+            "apiGroups": ["coordination.k8s.io"],
+            "resources": ["leases"],
+            "resourceNames": [name],
+            "verbs": ["get", "update"],
+        },
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
     ]
     subject = [{"kind": "ServiceAccount", "name": name, "namespace": "llm"}]
@@ -154,14 +177,17 @@ def test_each_component_has_an_account_of_its_own(render: Render) -> None:
     assert {each["metadata"]["name"] for each in of_kind(objects, "ServiceAccount")} == set(accounts.values()) - {None}
 
 
-# -- disruptions, starts and ends ---------------------------------------------------------------------------------------
+# -- disruptions, starts and ends --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "bare"])
 def test_budgets_never_forbid_every_eviction(case: str, render: Render) -> None:
     """With all pods that serve ready, one may go; with none to count on, budgets forbid nothing."""
     objects = render(CASES[case])
-    groups = {group["groupName"]: group for group in one(objects, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+    groups = {
+        group["groupName"]: group
+        for group in one(objects, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    }
     budgets = of_kind(objects, "PodDisruptionBudget")
     assert len(budgets) == len(groups) + 1
     for budget in budgets:
@@ -222,7 +248,7 @@ def test_pre_stop_lasts_as_long_as_the_drain_and_ends_before_the_grace_period(re
         render(OPEN | {"settings": {"replicas": {"drain_s": 300}}})
 
 
-# -- secrets and images -------------------------------------------------------------------------------------------------
+# -- secrets and images ------------------------------------------------------------------------------------------------
 
 
 def test_secrets_are_existing_ones(render: Render) -> None:
@@ -262,7 +288,7 @@ def test_no_image_is_latest(render: Render) -> None:
             render(CASES["object-storage"] | {"model": {"name": "m", "version": "v1", "store": store}})
 
 
-# -- rendering ----------------------------------------------------------------------------------------------------------
+# -- rendering ---------------------------------------------------------------------------------------------------------
 
 
 def test_rendering_is_deterministic(helm3: Helm3) -> None:
@@ -271,13 +297,17 @@ def test_rendering_is_deterministic(helm3: Helm3) -> None:
     not_pure = re.compile(r"\b(lookup|now|date|rand\w+|uuidv4|gen\w+|htpasswd|getHostByName|env|expandenv)\b\s+[\"$.(]")
     for template in (CHART / "templates").rglob("*"):
         if template.is_file():
-            actions = "".join(re.findall(r"{{.*?}}", re.sub(r"{{-?\s*/\*.*?\*/\s*-?}}", "", template.read_text(), flags=re.S)))
+            actions = "".join(
+                re.findall(r"{{.*?}}", re.sub(r"{{-?\s*/\*.*?\*/\s*-?}}", "", template.read_text(), flags=re.S))
+            )
             assert not not_pure.search(actions), template.name
 
 
 def test_names_of_two_releases_differ(render: Render) -> None:
     ours = {(each["kind"], each["metadata"]["name"]) for each in render(CASES["monitored"])}
-    others = {(each["kind"], each["metadata"]["name"]) for each in render(CASES["monitored"] | {"fullnameOverride": "other"})}
+    others = {
+        (each["kind"], each["metadata"]["name"]) for each in render(CASES["monitored"] | {"fullnameOverride": "other"})
+    }
     assert not ours & others
 
 

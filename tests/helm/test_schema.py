@@ -11,7 +11,6 @@ import yaml
 from cases import OPEN
 from helms import CHART, ROOT, Cluster, Helm3, Helm4, Refused
 
-
 # Wrong values, and the words in which each Helm has to name the place.
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "top": ({"replicaCount": 2}, ["replicaCount"]),

@@ -21,7 +21,9 @@ PROFILES = ("7b", "16b", "32b")
 
 
 def data_of(objects: list[Object]) -> dict[str, str]:
-    [found] = [each for each in objects if each["kind"] == "ConfigMap" and each["metadata"]["name"].endswith("-settings")]
+    [found] = [
+        each for each in objects if each["kind"] == "ConfigMap" and each["metadata"]["name"].endswith("-settings")
+    ]
     data: dict[str, str] = found["data"]
     return data
 

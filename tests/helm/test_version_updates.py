@@ -1,4 +1,4 @@
-"""What an upgrade changes: another model.version the Gateway's user_config alone, another image a new cluster in whole groups."""
+"""What an upgrade changes: another model.version the Gateway's user_config alone, another image the cluster."""
 
 from __future__ import annotations
 
@@ -141,7 +141,17 @@ def incremental(groups_per_step: int, pods: int, gpus: int, count: int) -> dict[
 
 @pytest.mark.parametrize(
     ("groups_per_step", "pods", "gpus", "count"),
-    [(0, 2, 4, 2), (1, 2, 4, 2), (1, 3, 4, 3), (2, 7, 4, 7), (2, 3, 8, 6), (0, 3, 8, 6), (4, 3, 8, 6), (3, 8, 4, 8)],
+    [
+        (0, 2, 4, 2),
+        (1, 2, 4, 2),
+        (1, 3, 4, 3),
+        (2, 7, 4, 7),
+        (2, 3, 8, 6),
+        (0, 3, 8, 6),
+        (4, 3, 8, 6),
+        (3, 8, 4, 8),
+        (0, 12, 8, 24),
+    ],
 )
 def test_an_incremental_upgrade_goes_in_steps_of_whole_groups(
     render: Render, groups_per_step: int, pods: int, gpus: int, count: int

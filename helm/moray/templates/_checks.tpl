@@ -29,6 +29,9 @@
 {{- if and $values.profile (not $store.kind) -}}
   {{- $wrong = append $wrong (printf "profile is %s, but there is no store with its model: set model.store.kind to persistentVolumeClaim, hostPath or objectStorage, and what that kind needs" $values.profile) -}}
 {{- end -}}
+{{- if and $values.profile (not $facts.cuda) -}}
+  {{- $wrong = append $wrong (printf "profile is %s, which is for GPUs, but ray.workerGroups have none: give them gpus, or leave the profile out" $values.profile) -}}
+{{- end -}}
 {{- if $store.kind -}}
   {{- if not $values.model.name }}{{ $wrong = append $wrong "model.store.kind is set, but not the model's name in the API: set model.name" }}{{ end -}}
   {{- if not $values.model.version }}{{ $wrong = append $wrong "model.store.kind is set, but not which version is served: set model.version; `moray model list --store DIR` shows them" }}{{ end -}}
