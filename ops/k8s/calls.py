@@ -63,7 +63,7 @@ class Api:
 
     def apply(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Server-side apply as `moray`. A field that another manager has is a Conflict: see `other_managers`."""
-        query = {"fieldManager": FIELD_MANAGER, "force": False}
+        query: Query = {"fieldManager": FIELD_MANAGER, "force": False}
         return self._object("PATCH", path, query, body, "application/apply-patch+yaml")  # JSON is YAML
 
     def watch(self, path: str, query: Query, read_s: float) -> Watching:

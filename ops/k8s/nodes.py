@@ -116,22 +116,23 @@ def leaving(nodes: Iterable[Json], events: Iterable[Json], pods: Sequence[Pod]) 
         about = event.get("involvedObject") or {}
         if about.get("kind") == "Node":
             told.setdefault(str(about.get("name")), []).append(event)
-    found: dict[str, Reason] = {}
+    found: dict[str, list[Reason]] = {}
     for name, there in ours.items():
         if (node := known.get(name)) is None:
-            reason: Reason | None = Reason(Urgency.GOING, "was removed from the cluster")
+            found[name] = [Reason(Urgency.GOING, "was removed from the cluster")]
         else:
-            reason = why_leave(node, told.get(name, ()), [pod.tolerations for pod in there])
-        if reason is not None:
-            found[name] = reason
-    unready = [name for name, reason in found.items() if reason.urgency is Urgency.NOT_READY]
-    if len(unready) * 2 <= len(ours):
-        return Leaving(found)
-    withheld = (
-        f"{len(unready)} of {len(ours)} nodes are not ready at once: that is likelier the control plane's view than "
-        "theirs, so their streams are left where they are"
-    )
-    return Leaving({name: reason for name, reason in found.items() if name not in unready}, withheld)
+            found[name] = reasons(node, told.get(name, ()), [pod.tolerations for pod in there])
+    unready = [name for name, why in found.items() if any(reason.urgency is Urgency.NOT_READY for reason in why)]
+    withheld = ""
+    if len(unready) * 2 > len(ours):
+        found |= {
+            name: [reason for reason in found[name] if reason.urgency is not Urgency.NOT_READY] for name in unready
+        }
+        withheld = (
+            f"{len(unready)} of {len(ours)} nodes are not ready at once: that is likelier the control plane's view "
+            "than theirs, so it is no reason to leave them"
+        )
+    return Leaving({name: max(why, key=_urgency) for name, why in found.items() if why}, withheld)
 
 
 def of_interest(node: Json) -> Any:
@@ -144,19 +145,28 @@ def of_interest(node: Json) -> Any:
 
 
 def why_leave(node: Json, events: Iterable[Json] = (), tolerations: Iterable[Sequence[Json]] = ()) -> Reason | None:
-    """The most urgent reason. `events`: those about it. `tolerations`: of each of our pods there."""
+    """The most urgent of the `reasons`."""
+    return max(reasons(node, events, tolerations), key=_urgency, default=None)
+
+
+def reasons(node: Json, events: Iterable[Json], tolerations: Iterable[Sequence[Json]]) -> list[Reason]:
+    """`events`: those about it. `tolerations`: of each of our pods there."""
     status, spec = node.get("status") or {}, node.get("spec") or {}
     conditions = {str(one.get("type")): one for one in status.get("conditions") or ()}
-    reasons = [
+    found = [
         *_of_taints(spec.get("taints") or (), list(tolerations)),
         *_of_conditions(conditions.values()),
         *_of_events(events, _ready_since(conditions.get("Ready"))),
     ]
     if node["metadata"].get("deletionTimestamp"):
-        reasons.append(Reason(Urgency.GOING, "is being removed from the cluster"))
+        found.append(Reason(Urgency.GOING, "is being removed from the cluster"))
     if spec.get("unschedulable"):
-        reasons.append(Reason(Urgency.CORDONED, "is cordoned"))
-    return max(reasons, key=lambda reason: reason.urgency, default=None)
+        found.append(Reason(Urgency.CORDONED, "is cordoned"))
+    return found
+
+
+def _urgency(reason: Reason) -> Urgency:
+    return reason.urgency
 
 
 def _of_taints(taints: Iterable[Json], tolerations: Sequence[Sequence[Json]]) -> Iterable[Reason]:

@@ -78,13 +78,14 @@ def render(found: Json) -> Iterator[RenderableType]:
         table.add_column(column, justify="right" if column in ("GPUs", "running", "KV used") else "left")
     for node in found["nodes"]:
         label = Text(node["name"], style="bold yellow" if node["leave"] else "")
-        if node["leave"]:
-            label.append(f"\n{node['leave']}", style="yellow")
         for pod in node["pods"] or [None]:
             for row in _rows(pod):
                 table.add_row(label, *row)
                 label = Text("")
     yield table
+    for node in found["nodes"]:
+        if node["leave"]:
+            yield Text(f"node {node['name']} {node['leave']}", style="yellow")
     if found["elsewhere"]:
         names = ", ".join(f"{one['id']} at {one['address']}" for one in found["elsewhere"])
         yield Text(f"replicas at addresses of none of these pods: {names}", style="yellow")

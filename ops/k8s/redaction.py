@@ -65,8 +65,11 @@ def _field(key: str, part: Any) -> Any:
         return {name: thing(value) for name, value in part.items() if name not in _REMEMBERED}
     if key in ("data", "stringData", "binaryData") and isinstance(part, Mapping):
         return dict.fromkeys(part, GONE)
-    if isinstance(part, str) and _SECRET_FIELD.search(key):
-        return GONE
+    if _SECRET_FIELD.search(key):
+        if isinstance(part, str):
+            return GONE
+        if isinstance(part, Mapping) and isinstance(part.get("value"), str):  # KubeRay's redisPassword
+            part = {**part, "value": GONE}
     return thing(part)
 
 

@@ -82,6 +82,8 @@ class Mirror:
                 self._version = None
                 self._failures += 1
             except ApiRefused as refused:
+                if self._stop.is_set():
+                    return
                 self._failures += 1
                 if self.trouble != str(refused):
                     log = logger.error if isinstance(refused, Forbidden) else logger.warning
