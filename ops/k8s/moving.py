@@ -60,15 +60,16 @@ def plan(
             continue
         if (replica.node or node) in leaving:
             kept[replica_id] = replica.node or node
-        elif replica.state != "ready":  # draining; or swapping, and draining again after it
+        elif replica.state != "ready":
             kept[replica_id] = node
-            undo.append(Move(replica_id, node, "is in service again"))
+            if replica.state == "draining":  # one that is swapped is draining again after it
+                undo.append(Move(replica_id, node, "is in service again"))
     must_go = sorted(
         (replica for replica in replicas if replica.state == "ready" and replica.node in leaving),
         key=lambda replica: (-leaving[replica.node].urgency, replica.id),
     )
     stay = sum(replica.state == "ready" and replica.node not in leaving for replica in replicas)
-    stay += sum(known[move.replica_id].state == "draining" for move in undo)
+    stay += len(undo)
     moves = [Move(replica.id, replica.node, leaving[replica.node].why) for replica in must_go]
     # The last that takes requests stays: the one whose node has the longest to go.
     drain, last = (moves, []) if stay else (moves[:-1], moves[-1:])

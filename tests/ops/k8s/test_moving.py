@@ -48,6 +48,11 @@ def test_one_that_is_swapped_is_no_other_to_take_requests():
     assert ids(plan(seen, {"a": CORDON}, {}, {}).last) == ["r1"]
 
 
+def test_one_that_is_swapped_is_taken_back_after_it():
+    made = plan([Replica("r1", "a", "swapping")], {}, {"r1": "a"}, {})
+    assert not made.undo and made.record == {"r1": "a"}
+
+
 def test_a_router_that_starts_anew_knows_no_replicas_for_a_while():
     made = plan([], {}, {"r1": "a"}, {"r1": GONE_AFTER_S - 1})
     assert made.record == {"r1": "a"}
