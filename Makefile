@@ -2,7 +2,7 @@
 # file comparison. SERVE, PYTEST, SOAK and TRAIN take further arguments: make serve SERVE="--port 8001",
 # make test PYTEST="-k router", make soak SOAK="--seed 7", make train-tiny TRAIN="--seed 2".
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu serve test soak test-unit lint format train-tiny train-tiny-v2 train-tiny-qat lock clean
+.PHONY: help setup setup-gpu serve test soak test-unit test-k8s lint format chart train-tiny train-tiny-v2 train-tiny-qat lock clean
 SERVE ?=
 PYTEST ?=
 TRAIN ?=
@@ -22,16 +22,22 @@ setup-gpu: ## the same with requirements/gpu.lock, for a CUDA host with Python 3
 serve: setup ## serve the embedded model on http://127.0.0.1:8000 until Ctrl-C
 	@$(BIN)/moray up $(SERVE)
 
-test: setup ## run every test, real engines and the whole stack included
+test: setup ## run every test but those of test-k8s, real engines and the whole stack included
 	@scripts/install-test-packages
-	$(BIN)/pytest -n auto -m "not vllm and not e2e" $(PYTEST) || [ $$? -eq 5 ] # 5: -k chose none of these
+	@scripts/install-kubernetes-tools
+	$(BIN)/pytest -n auto -m "not vllm and not e2e and not k8s" $(PYTEST) || [ $$? -eq 5 ] # 5: -k chose none of these
 	$(BIN)/pytest -m "vllm or e2e" $(PYTEST) || [ $$? -eq 5 ]
 
 soak: setup ## kill and stop processes under load for three minutes: SOAK="--minutes 30" for the long one
 	$(BIN)/moray soak --minutes 3 $(SOAK)
 
 test-unit: setup ## run the tests that start neither an engine nor Ray, on all CPUs
-	$(BIN)/pytest -n auto -m "not vllm and not e2e" $(PYTEST)
+	$(BIN)/pytest -n auto -m "not vllm and not e2e and not k8s" $(PYTEST)
+
+test-k8s: setup ## run the tests on a real Kubernetes API server, which is built once (5 CPU-minutes)
+	@scripts/install-kubernetes-tools
+	@scripts/build-kube-apiserver || true # it has said why; the tests that need it are skipped
+	$(BIN)/pytest -m k8s $(PYTEST) || [ $$? -eq 5 ]
 
 lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
@@ -63,6 +69,9 @@ train-tiny-qat: ## fine-tune the embedded model for int8 into build/tiny_r1_qat/
 	@scripts/setup $$(cat .venv/moray-kind 2>/dev/null || echo cpu)
 	$(BIN)/python -m experts.tiny_r1.quantization_aware --out build/tiny_r1_qat $(TRAIN)
 	$(BIN)/python -m experts.tiny_r1.export --model build/tiny_r1_qat/model.pt --out build/tiny_r1_qat/checkpoint
+
+chart: setup ## write what of helm/moray is generated: its schema, VALUES.md, copies of rules and dashboards
+	$(BIN)/python -m ops.chart
 
 lock: setup ## write requirements/cpu.lock from what .venv holds, and check that it is complete
 	@scripts/lock

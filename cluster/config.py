@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -96,17 +96,20 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
     to_run: bool = True,
+    of_file: Collection[str] | None = None,
 ) -> Loaded:
     """Effective settings and the origin of each.
 
     Of `env` only the `MORAY_` variables count (None: no environment). `overrides` are dotted keys of the command line;
-    their text values are read as the environment's are. Raises ConfigError with every problem found; what is lacking
+    their text values are read as the environment's are. `of_file`: the keys of the file that count; None: all. Raises ConfigError with every problem found; what is lacking
     on this machine is one if the settings are `to_run` here, not only to be shown.
     """
     machine = machine or this_machine()
     sources = _Sources()
     if file is not None:
         _read_yaml(file, sources)
+    if of_file is not None:
+        sources.given = [given for given in sources.given if given.key in of_file]
     _read_env(env or {}, sources)
     for key, value in (overrides or {}).items():
         sources.add(key, _parsed(key, value) if isinstance(value, str) else value, COMMAND_LINE)

@@ -210,6 +210,7 @@ class Router(_Group):
         CONTINUOUS,
         description="Which replica a request goes to, and when. continuous: Moray's own. Others bind it on arrival as "
         "other routers do, to compare with: " + ", ".join(name for name in POLICIES if name != CONTINUOUS) + ".",
+        json_schema_extra={"enum": list(POLICIES)},
     )
     max_queue: int = Field(
         2048, ge=1, description="Requests that wait in the queue at most; one more is answered with 429."

@@ -43,7 +43,7 @@ def reached(api: Api, namespace: str, rayservice: str, url: str | None) -> Itera
 
 def _service(api: Api, namespace: str, rayservice: str) -> tuple[str, int]:
     """Name and port: the chart's Service, or the one that KubeRay makes."""
-    names = [f"{rayservice}-gateway", f"{rayservice}-serve-svc"]
+    names = [f"{rayservice}-{kind}" for kind in ("gateway", "clusters", "serve-svc")]
     for name in names:
         try:
             ports = api.get(f"/api/v1/namespaces/{namespace}/services/{name}")["spec"].get("ports") or ()

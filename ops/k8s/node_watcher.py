@@ -51,7 +51,7 @@ class NodeWatcher:
         self._url, self._api_key = url, api_key
         self.leadership, self._metrics, self._stop = leadership, metrics, stop
         self._woken = threading.Event()
-        self.nodes = Mirror(api, "/api/v1/nodes", {}, self._node_changed)
+        self.nodes = Mirror(api, "/api/v1/nodes", {}, self._node_changed, nodes.of_interest)
         about_nodes = {"fieldSelector": "involvedObject.kind=Node"}
         self.events = Mirror(api, "/api/v1/events", about_nodes, lambda *_: self._woken.set())
         self._tell = Events(api, namespace, leadership.me)
@@ -94,7 +94,7 @@ class NodeWatcher:
 
     def _node_changed(self, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> None:
         # Kubelets write their nodes' heartbeats all the time: in a large cluster several a second.
-        if before is None or now is None or nodes.of_interest(before) != nodes.of_interest(now):
+        if before is None or now is None or before != now:
             self._woken.set()
 
     @property

@@ -135,13 +135,15 @@ def leaving(nodes: Iterable[Json], events: Iterable[Json], pods: Sequence[Pod]) 
     return Leaving({name: max(why, key=_urgency) for name, why in found.items() if why}, withheld)
 
 
-def of_interest(node: Json) -> Any:
-    """What of a Node a reason may come from; equal where nothing of that has changed."""
-    conditions = [
-        (c.get("type"), c.get("status"), c.get("reason")) for c in node.get("status", {}).get("conditions") or ()
-    ]
-    spec = node.get("spec") or {}
-    return conditions, spec.get("taints"), spec.get("unschedulable"), node["metadata"].get("deletionTimestamp")
+def of_interest(node: Json) -> Json:
+    """What of a Node a reason may come from, a hundredth of it; equal where nothing of that has changed."""
+    metadata, spec, status = node["metadata"], node.get("spec") or {}, node.get("status") or {}
+    told = ("type", "status", "reason", "message", "lastTransitionTime")
+    return {
+        "metadata": {key: metadata[key] for key in ("name", "uid", "deletionTimestamp") if key in metadata},
+        "spec": {key: spec[key] for key in ("taints", "unschedulable") if key in spec},
+        "status": {"conditions": [{key: one.get(key) for key in told} for one in status.get("conditions") or ()]},
+    }
 
 
 def why_leave(node: Json, events: Iterable[Json] = (), tolerations: Iterable[Sequence[Json]] = ()) -> Reason | None:

@@ -29,14 +29,18 @@ SILENCE_S = WATCH_S + 15.0
 LIST_ANEW_S = 600.0
 PATIENT_FAILURES = 5
 Object = Mapping[str, Any]
+Keep = Callable[[Object], Object]
 Changed = Callable[[Object | None, Object | None], None]
 
 
 class Mirror:
     """Runs in a thread of its own: `start`, then read `objects`, then `stop`."""
 
-    def __init__(self, api: Api, path: str, query: Query, changed: Changed) -> None:
-        """`changed`: called on this mirror's thread, with what was and what is; after a list with None and None."""
+    def __init__(self, api: Api, path: str, query: Query, changed: Changed, keep: Keep = dict) -> None:
+        """`changed`: called on this mirror's thread, with what was and what is; after a list with None and None.
+        `keep`: what of an object is kept, with its name, uid and resourceVersion; it need not be all.
+        """
+        self._keep = keep
         self._api, self._path, self._query, self._changed = api, path, dict(query), changed
         self._objects: dict[str, Object] = {}  # replaced, never changed: readers need no lock
         self._version: str | None = None  # None: list first
@@ -97,7 +101,7 @@ class Mirror:
     def _list(self) -> None:
         listed = self._api.get(self._path, self._query)
         before = self._objects
-        now = {thing["metadata"]["uid"]: thing for thing in listed.get("items") or ()}
+        now = {thing["metadata"]["uid"]: self._keep(thing) for thing in listed.get("items") or ()}
         self.restarts += self._listed_s is not None
         self._version = listed["metadata"]["resourceVersion"]
         self._objects = now
@@ -127,7 +131,7 @@ class Mirror:
             objects, uid = dict(self._objects), thing["metadata"]["uid"]
             before = objects.pop(uid, None)
             if event["type"] != "DELETED":
-                objects[uid] = thing
+                objects[uid] = self._keep(thing)
             self._objects = objects
             self._changed(before, objects.get(uid))
         self._heard()

@@ -145,6 +145,34 @@ def test_build_names_what_it_does_not_know(applied, args, said):
     assert said in caught.value.problems[0] and applied == []
 
 
+@pytest.fixture
+def config_file(tmp_path, monkeypatch):
+    file = tmp_path / "moray.yaml"
+    file.write_text("model: {store: /m, version: v2}\nrouter: {max_queue: 7}\n")
+    monkeypatch.setenv("MORAY_CONFIG", str(file))
+    return file
+
+
+def test_build_takes_the_version_of_the_file_and_all_else_of_its_arguments(applied, config_file):
+    """The file is an older ConfigMap's, perhaps: what was taken out of the settings must not come back by it."""
+    app.build({"model": {"store": "/m"}, "gateway": {"port": 9000}})
+    (made,) = applied
+    assert (made.model.version, made.gateway.port, made.router.max_queue) == ("v2", 9000, 2048)
+
+
+def test_arguments_and_variables_win_over_the_files_version(applied, config_file, monkeypatch):
+    monkeypatch.setenv("MORAY_MODEL__VERSION", "v3")
+    app.build({"model": {"store": "/m"}})
+    app.build({"model": {"store": "/m", "version": "v4"}})
+    assert [made.model.version for made in applied] == ["v3", "v4"]
+
+
+def test_without_arguments_the_whole_file_counts(applied, config_file):
+    app.build()
+    (made,) = applied
+    assert (str(made.model.store), made.model.version, made.router.max_queue) == ("/m", "v2", 7)
+
+
 def test_the_router_runs_the_policy_that_was_set():
     assert type(app.router_spec(settings()).batcher()) is ContinuousBatcher
     assert type(app.router_spec(settings(router__policy="token_load")).batcher()) is TokenLoad

@@ -1,6 +1,6 @@
 """Faults on the real stack whose observations are kept in tests/ops/anomaly/recorded, and how they are recorded.
 
-`python tests/ops/recorded_faults.py [NAME…]` records them anew (2 CPUs: 40 minutes); run it in the repository.
+`python tests/ops/recorded_faults.py [NAME…]` records them anew (2 CPUs: an hour); run it in the repository.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from ops.anomaly.baseline import HOUR_S, WINDOW_S
+from ops.anomaly.replicas import IMBALANCE
 from ops.drill.strikes import Brake, Hold
 from ops.own_session import OwnSession, own_session
 from ops.processes import Process
@@ -79,8 +80,11 @@ def overload(
 
 
 @contextmanager
-def paced(session: OwnSession, clients: int, each_s: float, tokens: int, prompt: str | None = None) -> Iterator[None]:
-    """Completions beside what happens. Each client begins one every `each_s`, or at once when the last took longer."""
+def paced(session: OwnSession, clients: int, each_s: float, tokens: int, only: tuple[int, ...] = ()) -> Iterator[None]:
+    """Completions beside what happens. Each client begins one every `each_s`, or at once when the last took longer.
+
+    only: token ids. Each client reads and writes nothing but one of them; none: sums.
+    """
     over = threading.Event()
 
     def ask(client: int) -> None:
@@ -90,9 +94,13 @@ def paced(session: OwnSession, clients: int, each_s: float, tokens: int, prompt:
                 if over.wait(max(due - time.monotonic(), 0.0)):
                     return
                 due = max(due + each_s, time.monotonic())
-                asked = prompt or f"What is {100 + i % 800}+{900 - i % 700}?"
-                body = {"model": "tiny-r1", "prompt": asked, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
-                http.post("/v1/completions", json=body)
+                body = {"model": "tiny-r1", "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+                if only:
+                    token = only[client % len(only)]
+                    body |= {"prompt": [token] * 64, "allowed_token_ids": [token]}
+                else:
+                    body["prompt"] = f"What is {100 + i % 800}+{900 - i % 700}?"
+                http.post("/v1/completions", json=body).raise_for_status()
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(clients)]
     for thread in threads:
@@ -146,6 +154,13 @@ def stalls(session: OwnSession, folder: Path) -> None:
         time.sleep(1.25 * six_hours_s)
 
 
+def uneven(session: OwnSession, folder: Path) -> None:
+    """Traffic of one token, whose experts are all but one on the same shard; then of two that need one shard each."""
+    for tokens in (217,), (217, 104):
+        with paced(session, clients=4, each_s=1.0, tokens=100, only=tokens):
+            time.sleep(IMBALANCE.raise_after_s + 90.0)  # the load is that of the last minute
+
+
 DRIFT_STRETCH, BURN_STRETCH = 600.0, 240.0
 TWO = {"replicas.count": "2", "experts.expert_parallel": "1"}
 ONE = {"replicas.count": "1", "experts.expert_parallel": "1"}
@@ -188,6 +203,12 @@ FAULTS = {
         frozenset({"slo-burn-slow"}),
         stalls,
         stretch=BURN_STRETCH,
+    ),
+    "uneven": Fault(
+        ONE | {"experts.expert_parallel": "2"},
+        frozenset({"expert-imbalance"}),
+        frozenset({"expert-imbalance"}),
+        uneven,
     ),
 }
 

@@ -54,10 +54,10 @@ def test_what_cannot_be_had_is_named_and_the_rest_is_shown(server, moray):
     found = json.loads(moray("status", "--json").output)
     assert [one["name"] for one in found["nodes"]] == ["a", "b", "head"]
     assert len(found["lacking"]) == 2 and "cannot list nodes" in found["lacking"][0]
-    assert "no Service moray-gateway or moray-serve-svc" in found["lacking"][1]
+    assert "no Service moray-gateway or moray-clusters or moray-serve-svc" in found["lacking"][1]
 
 
-@pytest.mark.parametrize("name", ["moray-gateway", "moray-serve-svc"])
+@pytest.mark.parametrize("name", ["moray-gateway", "moray-clusters", "moray-serve-svc"])
 def test_the_gateway_is_reached_through_the_api_server_with_its_key(server, gateway, name):
     serving = gateway("r1", key="operators")
     through(server, serving, name)
