@@ -418,7 +418,7 @@ def cluster_of(api: FakeApi, *replicas_on: str) -> None:
 class FakeGateway:
     """Answers as a gateway does: /moray/status, /moray/drain, /moray/rollouts, /moray/targets."""
 
-    def __init__(self, *replica_ids: str, key: str | None = None) -> None:
+    def __init__(self, *replica_ids: str, key: str | None = None, host: str = "127.0.0.1") -> None:
         self.replicas = {
             replica_id: {
                 "id": replica_id, "state": "ready", "version": "v1", "address": f"10.0.0.{number}:7000",
@@ -443,9 +443,18 @@ class FakeGateway:
                 self._say(200, parts[self.path.partition("?")[0]]) if self._let_in() else None
 
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                asked = json.loads(self._body())
                 if self._let_in():
                     self._say(*outer.drain(asked))
+
+            def _body(self) -> bytes:
+                if self.headers.get("transfer-encoding") != "chunked":
+                    return self.rfile.read(int(self.headers["content-length"]))
+                body = b""  # as the API server passes it on
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                return body
 
             def _let_in(self) -> bool:
                 given = (self.headers.get("authorization"), self.headers.get("x-api-key"))
@@ -463,9 +472,9 @@ class FakeGateway:
 
             def log_message(self, *_: object) -> None: ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((host, 0), Handler)
         self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
