@@ -73,9 +73,12 @@ class Api:
             raise refusal(answer.status, _body(answer).decode(errors="replace"), f"GET {path}")
         return Watching(answer.response, path)
 
-    def relay(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """Status and body, whatever they are: for what is behind the API server's proxies. Raises Unreachable."""
-        answer = self._send(method, path, None, None if body is None else body.decode(), headers, (CONNECT_S, READ_S))
+    def relay(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """Status and body, whatever they are: for what is behind the API server's proxies. Raises Unreachable.
+
+        `path`: as it stands in the request that is passed on, its query included. `body`: JSON, or None.
+        """
+        answer = self._send(method, path, None, body, headers, (CONNECT_S, READ_S), is_quoted=True)
         return answer.status, _body(answer)
 
     # -- how ----------------------------------------------------------------------------------------------------------
@@ -138,11 +141,12 @@ class Api:
         body: Any,
         headers: Mapping[str, str],
         timeout: tuple[float, float],
+        is_quoted: bool = False,
     ) -> Any:
         """One try. The body of the answer is unread. Raises Unreachable."""
         request = self._client.param_serialize(
             method,
-            quote(path, safe="/:"),
+            path if is_quoted else quote(path, safe="/:"),
             query_params=[(key, _word(value)) for key, value in (query or {}).items()],
             header_params=dict(headers),
             body=body,

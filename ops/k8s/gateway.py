@@ -88,12 +88,13 @@ class Relay:
         prefix, _, path = request.path.removeprefix("/").partition("/")
         status, said = 404, b"{}"
         if secrets.compare_digest(prefix, secret):
-            body = request.rfile.read(int(request.headers.get("content-length") or 0)) or None
+            sent = request.rfile.read(int(request.headers.get("content-length") or 0))
+            body = json.loads(sent) if sent else None  # this process sends JSON only
             headers = {"Accept": "application/json"}
             if key := request.headers.get("authorization", "").removeprefix("Bearer "):
                 headers["x-api-key"] = key
             if body is not None:
-                headers["Content-Type"] = request.headers.get("content-type", "application/json")
+                headers["Content-Type"] = "application/json"
             try:
                 status, said = api.relay(request.command, f"{proxy_path}/{path}", body, headers)
                 self.refused = _of_the_api_server(status, said)

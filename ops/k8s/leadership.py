@@ -70,6 +70,11 @@ class Leadership:
         """What the Lease's holder remembers: node by replica id. A Lease that was deleted takes nothing with it."""
         return dict(self._record)
 
+    @property
+    def alive(self) -> bool:
+        """Its thread has not ended by a mistake of ours."""
+        return self._thread.is_alive() or self._thread.ident is None
+
     def start(self) -> None:
         self._thread.start()
 

@@ -99,8 +99,9 @@ class NodeWatcher:
 
     @property
     def alive(self) -> bool:
-        """Its loop goes round; whatever the API server and the gateway do, it has to."""
-        return time.monotonic() - self.beat_s < 60.0
+        """Its loops go round; whatever the API server and the gateway do, they have to."""
+        parts = (self.nodes, self.events, self.leadership)
+        return time.monotonic() - self.beat_s < 60.0 and all(part.alive for part in parts)
 
     @property
     def unready(self) -> str:

@@ -63,6 +63,11 @@ class Mirror:
         """Since when it has heard nothing of the server; None: never."""
         return None if self._heard_s is None else time.monotonic() - self._heard_s
 
+    @property
+    def alive(self) -> bool:
+        """Its thread has not ended by a mistake of ours."""
+        return self._thread.is_alive() or self._thread.ident is None
+
     def start(self) -> None:
         self._thread.start()
 

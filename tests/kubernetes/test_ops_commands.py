@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -167,6 +168,24 @@ def test_rollout_of_what_helm_installed_is_helms(version: str, api_server: ApiSe
         moray("rollout", "v1")
     assert api_of(api_server).get(f"/apis/ray.io/v1/namespaces/{namespace}/rayservices/prod-moray") == before
     helm.uninstall("prod")
+
+
+def test_a_bundle_names_what_the_cluster_does_not_give(served, serving, moray, tmp_path):
+    said = moray("diagnose", "--url", serving.url, "-o", str(tmp_path / "b.tar.gz"))
+    assert "logs/worker-1/ray.log: the API server answered" in said  # no kubelet runs here
+    with tarfile.open(tmp_path / "b.tar.gz") as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"MISSING.txt", "version.json", "rayservice.json", "pods.json", "nodes.json", "gateway/status.json"} <= names
+
+
+def test_a_permission_that_is_lacking_is_named(api_server: ApiServer, served, tmp_path):
+    token = api_server.service_account_token(served.namespace, "default")
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(api_server.kubeconfig_of(token)))
+    options = ["--namespace", served.namespace, "--kubeconfig", str(kubeconfig)]
+    done = CliRunner().invoke(cli.app, ["k8s", "status", *options])
+    said = str(done.exception)
+    assert isinstance(done.exception, UserError) and "a permission is lacking" in said and "rayservices" in said
 
 
 @pytest.mark.skipif(

@@ -216,6 +216,15 @@ def test_health_readiness_metrics() -> None:
         health.close()
 
 
+def test_a_part_that_broke_is_a_reason_to_restart(server, gateway, watch, until) -> None:
+    cluster_of(server, "a")
+    running = watch(gateway("r1"))
+    until(lambda: running.leading)
+    assert running.watcher.alive
+    running.watcher.events.stop()
+    assert not running.watcher.alive
+
+
 def test_unready_says_why(server) -> None:
     api = server.api(threading.Event())
     leadership: Any = Leadership(api, NAMESPACE, "x", "me", QUICK)

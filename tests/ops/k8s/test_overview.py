@@ -10,6 +10,7 @@ from fake_api import NAMESPACE, SERVICES, answering, cluster_of, node, rayservic
 from typer.testing import CliRunner
 
 from ops import cli
+from ops.drain import drain
 from ops.errors import UserError
 from ops.k8s.gateway import reached
 from ops.status import fetch
@@ -63,6 +64,8 @@ def test_the_gateway_is_reached_through_the_api_server_with_its_key(server, gate
     through(server, serving, name)
     with reached(server.api(), NAMESPACE, "moray", None) as url:
         assert fetch(url, "operators")["replicas"][0]["id"] == "r1"
+        assert fetch(url, "operators", "/moray/status?brief=true") and server.asked[-1][2] == {"brief": "true"}
+        assert drain(url, "r1", "operators", migrate=True, undo=False, force=True) == "r1"
         with pytest.raises(UserError, match="401"):
             fetch(url, "wrong")
         stranger = url.rpartition("/")[0]
