@@ -98,9 +98,7 @@ class Leadership:
             self._look()
             assert self._sight is not None
             step = decide(self.me, self._sight, self._clock())
-            if step is Step.WAIT:
-                self._asked_s = None
-            else:
+            if step is not Step.WAIT:
                 try:
                     self._write(step, self.record)
                 except Conflict:

@@ -146,6 +146,21 @@ def test_without_the_api_server_it_steps_down_in_time(contender, server, clock):
     assert a.leading
 
 
+def test_a_renewal_counts_from_when_it_was_asked_for(contender, server, clock):
+    a = contender("a")
+
+    def slow(request) -> bool:
+        clock.now_s += 8.0
+        return False
+
+    a.turn()
+    server.fail("PUT", LEASE, slow)
+    a.turn()
+    assert a.leading
+    clock.now_s += 2.0
+    assert not a.leading, "the others count from when they saw it, which may have been at once"
+
+
 def test_one_that_goes_gives_it_back_and_the_other_takes_it(running, server, until):
     a = running("a")
     until(lambda: a.leading)

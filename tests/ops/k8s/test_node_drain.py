@@ -40,6 +40,7 @@ def test_it_cordons_moves_waits_and_takes_it_all_back(server, gateway, moray):
     serving = gateway("r1", "r2")
     done = moray("a", "--url", serving.url)
     assert done.exit_code == 0 and "nothing of Moray runs on a any more" in done.output
+    assert "0 requests run there" in done.output
     assert server.objects[NODE]["spec"]["unschedulable"] is True and serving.states() == {
         "r1": "draining",
         "r2": "ready",

@@ -11,7 +11,7 @@ import pytest
 from fake_api import EVENTS, LEASES, NAMESPACE, PODS, FakeApi, FakeGateway, cluster_of, node, pod
 
 from ops.k8s import node_watcher
-from ops.k8s.leadership import Leadership
+from ops.k8s.leadership import RECORD, Leadership
 from ops.k8s.lease import Terms
 from ops.k8s.node_metrics import Health, Metrics
 from ops.k8s.node_watcher import NodeWatcher
@@ -105,6 +105,26 @@ def test_a_gpu_error_event_moves_the_streams(server, gateway, watch, until):
     server.end_watches()
     running.watcher.events._version = None
     until(lambda: serving.states()["r2"] == "draining")
+
+
+def test_what_is_done_was_remembered_before(server, gateway, watch, until):
+    cluster_of(server, "a", "b")
+    serving = gateway("r1", "r2")
+    noted: list[str] = []
+    do = serving.drain
+
+    def drain(asked: dict[str, Any]) -> tuple[int, Any]:
+        lease = server.objects[f"{LEASES}/moray-node-watcher"]
+        noted.append(lease["metadata"]["annotations"][RECORD])
+        return do(asked)
+
+    serving.drain = drain  # type: ignore[method-assign]
+    server.put("/api/v1/nodes/a", node("a", cordoned=True))
+    running = watch(serving)
+    until(lambda: serving.states()["r1"] == "draining")
+    server.put("/api/v1/nodes/a", node("a"))
+    until(lambda: serving.states()["r1"] == "ready" and running.watcher.leadership.record == {})
+    assert noted == ['{"r1": "a"}'] * 2, "and forgotten only once it is undone"
 
 
 def test_what_an_operator_drained_stays_drained(server, gateway, watch, until):
