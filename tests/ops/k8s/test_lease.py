@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -69,7 +70,6 @@ class Contender:
     sight: Sight | None = None
     asked_s: float | None = None
     alive: bool = True
-    told: list[str] = field(default_factory=list)
 
     def clock(self, true_s: float) -> float:
         return true_s * self.rate + self.offset
@@ -78,14 +78,14 @@ class Contender:
         return self.alive and leads(self.asked_s, self.clock(true_s), TERMS)
 
 
-DELAYS = st.floats(0.0, 6.0)  # of a message, either way
 CONTENDERS = st.lists(st.tuples(st.floats(0.85, 1.15), st.floats(-1e6, 1e6)), min_size=2, max_size=3)
 
 
-@settings(max_examples=100)
-@given(CONTENDERS, st.data())
-def test_two_never_hold_it(clocks, data) -> None:
+@settings(max_examples=200)
+@given(CONTENDERS, st.integers(0, 2**32))
+def test_two_never_hold_it(clocks, seed) -> None:
     """Events in true time: a look is asked, read, answered; a write is asked, done or refused, answered or lost."""
+    chance = Random(seed)
     store = Store()
     contenders = [Contender(f"c{i}", rate, offset) for i, (rate, offset) in enumerate(clocks)]
     order = itertools.count()
@@ -94,23 +94,26 @@ def test_two_never_hold_it(clocks, data) -> None:
     def at(true_s: float, what: str, who: Contender, *detail: object) -> None:
         heapq.heappush(events, (true_s, next(order), what, who, detail))
 
+    def delay() -> float:
+        """Of a message; now and then a process stands still, or its network does."""
+        return chance.uniform(5.0, 40.0) if chance.random() < 0.06 else chance.expovariate(4.0)
+
+    def alone(true_s: float) -> None:
+        leading = [one.name for one in contenders if one.leading(true_s)]
+        assert len(leading) <= 1, (true_s, leading)
+
     for who in contenders:
-        at(data.draw(st.floats(0.0, 3.0)), "look", who)
-    led: set[str] = set()
-    for _ in range(100):
+        at(chance.uniform(0.0, 3.0), "look", who)
+    for _ in range(300):
         now, _, what, who, detail = heapq.heappop(events)
-        leading = [one.name for one in contenders if one.leading(now)]
-        assert len(leading) <= 1, (now, leading)
-        led.update(leading)
-        if not who.alive:
-            continue
+        alone(now)
         if what == "look":
-            if data.draw(st.integers(0, 40)) == 0 and sum(one.alive for one in contenders) > 1:
+            if chance.random() < 0.01 and sum(one.alive for one in contenders) > 1:
                 who.alive = False  # killed
                 continue
-            at(now + data.draw(DELAYS), "read", who)
+            at(now + delay(), "read", who)
         elif what == "read":
-            at(now + data.draw(DELAYS), "seen", who, store.lease)
+            at(now + delay(), "seen", who, store.lease)
         elif what == "seen":
             local = who.clock(now)
             who.sight = look(who.sight, detail[0], local)
@@ -120,15 +123,15 @@ def test_two_never_hold_it(clocks, data) -> None:
             if step is Step.WAIT:
                 at(now + 2.0 / who.rate, "look", who)
             else:
-                read = detail[0].version if detail[0] else None
-                at(now + data.draw(DELAYS), "write", who, read, local)
+                at(now + delay(), "write", who, detail[0].version if detail[0] else None, local)
         elif what == "write":
             written = store.write(detail[0], who.name)
-            if data.draw(st.integers(0, 6)) == 0:
+            if chance.random() < 0.1:
                 written = None  # done or not, the answer is lost
-            at(now + data.draw(DELAYS), "written", who, written, detail[1])
+            at(now + delay(), "written", who, written, detail[1])
         elif what == "written":
             if detail[0] is not None:
                 who.sight = look(who.sight, detail[0], who.clock(now))
                 who.asked_s = detail[1]
             at(now + 2.0 / who.rate, "look", who)
+        alone(now)
