@@ -171,9 +171,9 @@ def replica_numbers(settings: Settings) -> dict[str, Any]:
 def build(args: Mapping[str, Any] | None = None) -> "Application":
     """Serve's import path. `args` are settings by group, as in YAML, or by dotted key; MORAY_ variables count too.
 
-    Beneath both lies the file that MORAY_CONFIG names; where there are `args`, only its `model.version`. Whoever deploys
-    leaves that out of them: another version is then no other application and restarts nothing, and a new Ray cluster
-    still learns it. All else is told by `args`, for Kubernetes brings a changed file a minute later.
+    Beneath both lies the file that MORAY_CONFIG names; where there are `args`, only its `model.version`. Whoever
+    deploys leaves that out of them: another version is then no other application and restarts nothing, and a new Ray
+    cluster still learns it. All else is told by `args`, for Kubernetes brings a changed file a minute later.
     """
     overrides: dict[str, Any] = {}
     for key, value in (args or {}).items():

@@ -101,8 +101,9 @@ def load(
     """Effective settings and the origin of each.
 
     Of `env` only the `MORAY_` variables count (None: no environment). `overrides` are dotted keys of the command line;
-    their text values are read as the environment's are. `of_file`: the keys of the file that count; None: all. Raises ConfigError with every problem found; what is lacking
-    on this machine is one if the settings are `to_run` here, not only to be shown.
+    their text values are read as the environment's are. `of_file`: the keys of the file that count; None: all. Raises
+    ConfigError with every problem found; what is lacking on this machine is one if the settings are `to_run` here, not
+    only to be shown.
     """
     machine = machine or this_machine()
     sources = _Sources()

@@ -1,1 +1,1 @@
-"""What of the chart helm/moray is made by a program: its schema, its reference page, its copies of rules and dashboards."""
+"""What of the chart helm/moray is made by a program: schema, reference page, copies of rules and dashboards."""

@@ -1,4 +1,4 @@
-"""Writes what of helm/moray is made by a program. `python -m ops.chart`; with `--check` it only says what is not up to date."""
+"""Writes what of helm/moray is made by a program: `python -m ops.chart`. `--check` only says what is not up to date."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from ops.chart.generated import CHART, generated, stale
 
 
 def main(
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit with 1 if a file is not up to date.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit with 1 if a file is not up to date.")
+    ] = False,
 ) -> None:
     """Make the chart's schema, its VALUES.md, and its copies of the alert rules and dashboards."""
     try:

@@ -79,7 +79,10 @@ def _comment(key: yaml.Node, node: yaml.Node, lines: list[str]) -> tuple[str, di
             notes |= _note(text.removeprefix(NOTE), number + 1)
         else:
             said.append(text)
-    in_one_line = (isinstance(node, yaml.ScalarNode) and node.style not in ("|", ">")) or node.flow_style
+    if isinstance(node, yaml.CollectionNode):
+        in_one_line = bool(node.flow_style)
+    else:
+        in_one_line = isinstance(node, yaml.ScalarNode) and node.style not in ("|", ">")
     end = node.end_mark if in_one_line else key.end_mark
     if behind := _BEHIND.match(lines[end.line][end.column :].removeprefix(":")):
         said.append(behind["said"].strip())

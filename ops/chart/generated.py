@@ -25,5 +25,7 @@ def generated(chart: Path) -> dict[str, str]:
 def stale(chart: Path, files: Mapping[str, str]) -> list[str]:
     """Paths in the chart that are missing, are not as in `files`, or are copies of what is no more."""
     there = {str(path.relative_to(chart)) for path in (chart / COPIES).rglob("*") if path.is_file()}
-    differ = {path for path, text in files.items() if not (chart / path).is_file() or (chart / path).read_text() != text}
+    differ = {
+        path for path, text in files.items() if not (chart / path).is_file() or (chart / path).read_text() != text
+    }
     return sorted(differ | there - files.keys())

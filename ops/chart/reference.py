@@ -12,7 +12,8 @@ _HEAD = """\
 # Values of the chart
 
 Made of `values.yaml` by `python -m ops.chart`: change that, not this page. What is not listed is refused by name
-(`values.schema.json`). Below `settings` are Moray's own, as in a settings file; what is left out there has Moray's default.
+(`values.schema.json`). Below `settings` are Moray's own, as in a settings file; what is left out has Moray's default.
+Helm's `--set` takes 0.5 for a text: give numbers with a point in a file or with `--set-json`.
 """
 
 
@@ -49,7 +50,7 @@ def _type(value: dict[str, Any]) -> str:
     if "enum" in value:
         return " \\| ".join(f"`{json.dumps(choice)}`" for choice in value["enum"])
     if "allOf" in value or "$ref" in value:
-        [ref] = value["allOf"] if "allOf" in value else [value]
+        [ref] = value.get("allOf", [value])
         return str(ref["$ref"]).rsplit("/", 1)[-1]
     types = value.get("type", "any")
     names = [types] if isinstance(types, str) else types

@@ -1,11 +1,12 @@
-"""values.schema.json of the chart, made of its commented values.yaml. `python -m ops.chart` writes it.
+"""values.schema.json of the chart, made of its commented values.yaml; `python -m ops.chart` writes it.
 
-A value's type is its default's, closed at every level; `# @schema {…}` above it says more, in keywords of JSON Schema and
+A value's type is its default's, closed at every level; a note `# @schema {…}` says more, in JSON Schema's keywords and
 
     required: true             whoever gives the map around it has to give it
     kubernetes: V1Toleration   a type of Kubernetes' API
     keysOf: ray.worker         beside `properties`: whatever that map of values.yaml may hold, too
-    from: settings             Moray's settings (`without: [model.path]`: the chart refuses these); rollout: how one is done
+    from: settings             Moray's settings; the keys in `without: [model.path]` are left to the templates to refuse
+    from: rollout              how a version is rolled
 
 What says nothing of itself (null, {}, []) needs a note, and every value a comment.
 """
@@ -13,7 +14,7 @@ What says nothing of itself (null, {}, []) needs a note, and every value a comme
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ops.chart import typed_elsewhere
@@ -34,7 +35,10 @@ def schema(values: Iterable[Value]) -> str:
     tree = _object(tuple(values), types)
     tree = _with_keys(tree, tree)
     tree["properties"]["global"] = _GLOBAL
-    head = {"$schema": "http://json-schema.org/draft-07/schema#", "$comment": "Made of values.yaml by python -m ops.chart: change that, not this file."}
+    head = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "$comment": "Made of values.yaml by python -m ops.chart: change that, not this file.",
+    }
     made = head | tree | ({"definitions": types.definitions} if types.definitions else {})
     return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
 
@@ -55,7 +59,9 @@ def _without_description(value: Value, types: KubernetesTypes) -> Schema:
     try:
         if "from" in notes:
             return _elsewhere(notes)
-        said = _resolved({word: each for word, each in notes.items() if word not in _OURS - {"kubernetes"}}, types)
+        said: Schema = _resolved(
+            {word: each for word, each in notes.items() if word not in _OURS - {"kubernetes"}}, types
+        )
     except ValueError as error:
         raise BadValues(f"values.yaml:{value.line}: {value.key}: {error}") from None
     if value.children and not (_SAYS_THE_TYPE | _SAYS_WHAT_IS_IN_IT) & said.keys():
@@ -69,7 +75,7 @@ def _without_description(value: Value, types: KubernetesTypes) -> Schema:
     return made
 
 
-def _elsewhere(notes: Any) -> Schema:
+def _elsewhere(notes: Mapping[str, Any]) -> Schema:
     if notes["from"] == "settings":
         return typed_elsewhere.settings(notes.get("without", ()))
     if notes["from"] == "rollout":
@@ -100,7 +106,10 @@ def _with_keys(said: Any, top: Schema) -> Any:
             of = of.get("properties", {}).get(name, {})
         if not of:
             raise BadValues(f"values.yaml: a note's keysOf names {dotted}, which is no value")
-        keys = {name: {word: each for word, each in one.items() if word != "default"} for name, one in of["properties"].items()}
+        keys = {
+            name: {word: each for word, each in one.items() if word != "default"}
+            for name, one in of["properties"].items()
+        }
         made["properties"] = keys | made["properties"]
     return made
 
@@ -120,4 +129,6 @@ def _type(value: Value) -> str:
     for cls, name in _TYPES:
         if isinstance(value.default, cls):
             return name
-    raise BadValues(f"values.yaml:{value.line}: {value.key} is null: say its types, as `# @schema {{type: [string, 'null']}}`")
+    raise BadValues(
+        f"values.yaml:{value.line}: {value.key} is null: say its types, as `# @schema {{type: [string, 'null']}}`"
+    )

@@ -1,7 +1,7 @@
-"""JSON Schemas (draft 7) of values whose types stand elsewhere: Moray's settings, a rollout's fields, Kubernetes' own types.
+"""JSON Schemas (draft 7) of values whose types stand elsewhere: Moray's settings, a rollout's fields, Kubernetes'.
 
-Helm 3 reads draft 7, so what pydantic writes in draft 2020-12 is put into it. "X or null" becomes one schema of two types:
-of an `anyOf` that fails, Helm says only that it does.
+Helm 3 reads draft 7, so what pydantic writes in draft 2020-12 is put into it. "X or null" becomes one schema of two
+types: of an `anyOf` that fails, Helm says only that it does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from cluster.settings import Rollout, Settings
+from cluster.rollout_settings import Rollout
+from cluster.settings import Settings
 from ops.rollout.spec import Gates, RolloutSpec
 
 Schema = dict[str, Any]
@@ -104,7 +105,7 @@ def _null_too(schema: Schema) -> Schema:
     some = [each for each in schema["anyOf"] if each != {"type": "null"}]
     if len(some) != 1 or len(schema["anyOf"]) != 2 or "type" not in some[0]:
         raise ValueError(f"a setting of these types is not foreseen: {schema['anyOf']}")
-    merged = some[0] | {word: value for word, value in schema.items() if word != "anyOf"}
+    merged: Schema = some[0] | {word: value for word, value in schema.items() if word != "anyOf"}
     merged["type"] = [some[0]["type"], "null"]
     if "enum" in merged:
         merged["enum"] = [*merged["enum"], None]

@@ -57,7 +57,9 @@ CASES: dict[str, dict[str, Any]] = {
     | {"monitoring": MONITORING | {"scrapeConfig": {"enabled": True, "existingSecret": "scraper-key", "key": "key"}}},
     "redis-and-state": OPEN
     | {
-        "ray": {"redis": {"enabled": True, "address": "redis:6379", "existingSecret": "redis", "passwordKey": "password"}},
+        "ray": {
+            "redis": {"enabled": True, "address": "redis:6379", "existingSecret": "redis", "passwordKey": "password"}
+        },
         "state": {"existingClaim": "moray-state"},
         "settings": {
             "alarms": {"state_path": "/var/lib/moray/alarms", "webhook": "http://hooks/1"},
@@ -72,7 +74,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "incremental": tier("32b")
     | {
-        "ray": {"upgrade": {"strategy": "NewClusterWithIncrementalUpgrade", "groupsPerStep": 1, "deletionDelaySeconds": 30}},
+        "ray": {
+            "upgrade": {"strategy": "NewClusterWithIncrementalUpgrade", "groupsPerStep": 1, "deletionDelaySeconds": 30}
+        },
         "gatewayApi": {"className": "istio"},
     },
     "ingress": KEYS
@@ -112,9 +116,16 @@ CASES: dict[str, dict[str, Any]] = {
                     "memory": "480Gi",
                     "nodeSelector": {"rack": "a"},
                     "tolerations": [TOLERATION],
-                    "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
-                        {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"moray.dev/worker-group": "rack-a"}}}
-                    ]}},
+                    "affinity": {
+                        "podAntiAffinity": {
+                            "requiredDuringSchedulingIgnoredDuringExecution": [
+                                {
+                                    "topologyKey": "kubernetes.io/hostname",
+                                    "labelSelector": {"matchLabels": {"moray.dev/worker-group": "rack-a"}},
+                                }
+                            ]
+                        }
+                    },
                     "topologySpreadConstraints": [],
                     "runtimeClassName": "nvidia",
                     "priorityClassName": "serving",
@@ -134,4 +145,4 @@ CASES: dict[str, dict[str, Any]] = {
         "settings": {"gateway": {"haproxy": False, "count": 2}, "router": {"max_queue": 2000000}},
         "fullnameOverride": "llm",
     },
-}  # fmt: skip
+}

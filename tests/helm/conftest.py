@@ -1,4 +1,4 @@
-"""What renders the chart. Each rendering is done once in a run; `render` takes whichever Helm there is, tests of both say so."""
+"""Renders the chart, each rendering once in a run. `render` takes whichever Helm there is, tests of both say so."""
 
 from __future__ import annotations
 

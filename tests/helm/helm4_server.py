@@ -1,7 +1,7 @@
-"""Helm 4 in a process of its own: a line of JSON in, a line of JSON out. Go's threads have no business in pytest's process.
+"""Helm 4 in a process of its own, for Go's threads have no business in pytest's: a line of JSON in, one out.
 
-In: {"chart": path, "values": {…}, "options": {"name", "namespace", "kube_version", "api_versions"}} or, with "lint": true,
-{"chart", "values", "kube_version"}. Out: {"files": {template: text}}, {"lint": {…}} or {"refused": why}.
+In: {"chart": path, "values": {…}, "options": {"name", "namespace", "kube_version", "api_versions"}} or, with
+"lint": true, {"chart", "values", "kube_version"}. Out: {"files": {template: text}}, {"lint": {…}} or {"refused": why}.
 """
 
 import json
@@ -26,4 +26,5 @@ for line in sys.stdin:
         told = answer(json.loads(line))
     except helm_python.HelmError as error:
         told = {"refused": str(error)}
-    print(json.dumps(told), flush=True)
+    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.flush()

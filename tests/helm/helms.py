@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "moray"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moray"
 RELEASE, NAMESPACE = "r1", "llm"
-# The newest that the chart's tests render for, with all that it may use: KubeRay, the Prometheus operator, the Gateway API.
+# What the chart is rendered for: with all that it may use of KubeRay, the Prometheus operator, the Gateway API.
 KUBERNETES = "1.33.0"
 APIS = (
     "monitoring.coreos.com/v1/PodMonitor",
@@ -98,7 +98,9 @@ class Helm4:
         )
 
     def render(self, chart: Path, values: Values, cluster: Cluster) -> list[Object]:
-        return _objects([text for name, text in self.files(chart, values, cluster).items() if not name.endswith(".txt")])
+        return _objects(
+            [text for name, text in self.files(chart, values, cluster).items() if not name.endswith(".txt")]
+        )
 
     def notes(self, chart: Path, values: Values, cluster: Cluster) -> str:
         [notes] = [text for name, text in self.files(chart, values, cluster).items() if name.endswith("NOTES.txt")]
@@ -112,7 +114,9 @@ class Helm4:
         return files
 
     def lint(self, chart: Path, values: Values) -> str:
-        told = self._ask({"chart": str(chart), "values": values, "lint": True, "kube_version": f"v{KUBERNETES}"})["lint"]
+        told = self._ask({"chart": str(chart), "values": values, "lint": True, "kube_version": f"v{KUBERNETES}"})[
+            "lint"
+        ]
         bad = [f"{message['path']}: {message['error']}" for message in told["messages"] if message["severity"] >= 2]
         return "\n".join([*told["errors"], *bad])
 
@@ -143,4 +147,6 @@ def missing(version: str) -> str:
 
 def _objects(texts: Sequence[str]) -> list[Object]:
     objects = [each for text in texts for each in yaml.load_all(text, Loader=yaml.CSafeLoader) if each is not None]
-    return sorted(objects, key=lambda each: (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]))
+    return sorted(
+        objects, key=lambda each: (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"])
+    )

@@ -1,6 +1,6 @@
-"""Objects against the schemas of their kinds: Kubernetes' own, strictly, and those of KubeRay and the Prometheus operator.
+"""Objects against the schemas of their kinds: Kubernetes' own, strictly, KubeRay's and the Prometheus operator's.
 
-The latter are in `shared/schemas/crds.json` beside the checkout (or in MORAY_SHARED); without that file they are skipped.
+The latter are in `shared/schemas/crds.json` beside the checkout (or in MORAY_SHARED); tests skip them without it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
-
 from helms import ROOT, Object
 
 CRDS = Path(os.environ.get("MORAY_SHARED") or ROOT.parent / "shared") / "schemas" / "crds.json"

@@ -94,6 +94,8 @@ def test_it_dies_with_a_test_run_that_is_killed(api_server: ApiServer, tmp_path:
         run.send_signal(signal.SIGKILL)
 
     deadline = time.monotonic() + 10
-    while left := {child for child in children if processes.is_alive(child)}:
-        assert time.monotonic() < deadline, left
+    while (left := {child for child in children if processes.is_alive(child)}) and time.monotonic() < deadline:
         time.sleep(0.02)
+    for child in left:
+        processes.send(child, signal.SIGKILL)
+    assert not left

@@ -29,6 +29,9 @@
 {{- if and $values.profile (not $store.kind) -}}
   {{- $wrong = append $wrong (printf "profile is %s, but there is no store with its model: set model.store.kind to persistentVolumeClaim, hostPath or objectStorage, and what that kind needs" $values.profile) -}}
 {{- end -}}
+{{- if and $values.profile (not $facts.cuda) -}}
+  {{- $wrong = append $wrong (printf "profile is %s, which is for GPUs, but ray.workerGroups have none: give them gpus, or leave the profile out" $values.profile) -}}
+{{- end -}}
 {{- if $store.kind -}}
   {{- if not $values.model.name }}{{ $wrong = append $wrong "model.store.kind is set, but not the model's name in the API: set model.name" }}{{ end -}}
   {{- if not $values.model.version }}{{ $wrong = append $wrong "model.store.kind is set, but not which version is served: set model.version; `moray model list --store DIR` shows them" }}{{ end -}}
@@ -86,6 +89,14 @@
 {{- if lt (int $facts.room) (int $facts.most) -}}
   {{- $wrong = append $wrong (printf "%s is %v, but the worker groups hold %v: raise their %s, or lower it" (ternary "settings.autoscaling.max_replicas" "settings.replicas.count" $facts.autoscaling) $facts.most $facts.room (ternary "maxReplicas" "replicas" $facts.autoscaler)) -}}
 {{- end -}}
+{{- if gt (int $facts.replicas) (int $facts.most) -}}
+  {{- $wrong = append $wrong (printf "settings.replicas.count, with which the cluster starts, is %v, but settings.autoscaling.max_replicas is %v: lower the one or raise the other" $facts.replicas $facts.most) -}}
+{{- end -}}
+{{- $strategy := default (dig "rollout" "strategy" "auto" $values.settings) (get $values.rollout "strategy") -}}
+{{- $surge := default (dig "rollout" "surge" 1 $values.settings) (get $values.rollout "surge") | int -}}
+{{- if and (eq $strategy "surge") (lt (int $facts.room) (add $facts.most $surge | int)) (ge (int $facts.room) (int $facts.most)) -}}
+  {{- $wrong = append $wrong (printf "rollouts are to surge, which takes room for %v replicas more than %v, but the worker groups hold %v: raise their %s, or roll in place" $surge $facts.most $facts.room (ternary "maxReplicas" "replicas" $facts.autoscaler)) -}}
+{{- end -}}
 {{- $cpus := 0.0 -}}
 {{- range $facts.groups }}{{ $cpus = addf $cpus (mulf (floor .cpus) .max) }}{{ end -}}
 {{- if lt $cpus (addf (mulf $facts.most $facts.cpusOfReplica) $facts.gateways) -}}
@@ -118,8 +129,9 @@
 {{- if and (ne $values.service.type "LoadBalancer") (or $values.service.loadBalancerClass $values.service.loadBalancerSourceRanges) -}}
   {{- $wrong = append $wrong (printf "service.loadBalancerClass and service.loadBalancerSourceRanges are for service.type LoadBalancer, not %s" $values.service.type) -}}
 {{- end -}}
-{{- if has (int $values.service.port) (list 6379 8080 8090 8091 8092 8093 8265 8404 8500 9101 9500 10001 52365) -}}
-  {{- $wrong = append $wrong (printf "service.port is %v, which Ray, HAProxy or metrics use in the pods: choose another" $values.service.port) -}}
+{{- $port := int $values.service.port -}}
+{{- if or (and (ge $port 10001) (le $port 19999)) (and (ge $port 30000) (le $port 31000)) (has $port (list 6379 8080 8090 8091 8092 8093 8265 8404 8500 9101 9500 44217 44227 52365)) -}}
+  {{- $wrong = append $wrong (printf "service.port is %v, which Ray, HAProxy or metrics may use in the pods: choose another, such as 8000" $port) -}}
 {{- end -}}
 
 {{- /* Drain. */ -}}

@@ -25,7 +25,9 @@ with all that they do not say filled in, and how much of the model they hold.
 {{- $perShard := ternary (dig "replicas" "gpus_per_shard" nil $given | default 1) 0 $cuda | float64 -}}
 {{- $cpus := mulf (dig "replicas" "cpus_per_shard" 1 $given | float64) $shards -}}
 {{- $gpus := mulf $perShard $shards -}}
-{{- $replicas := dig "replicas" "count" nil $given | default (ternary 1 $layout.replicas (and $autoscaling (not $values.profile))) | int -}}
+{{- /* Without a profile and with settings or groups of one's own, Moray's default holds. */ -}}
+{{- $own := and (not $values.profile) (or $autoscaling (gt (len $values.ray.workerGroups) 0)) -}}
+{{- $replicas := dig "replicas" "count" nil $given | default (ternary 1 $layout.replicas $own) | int -}}
 {{- $fewest := $replicas -}}
 {{- $most := $replicas -}}
 {{- if $autoscaling -}}
@@ -62,11 +64,9 @@ with all that they do not say filled in, and how much of the model they hold.
   {{- $_ := set $group "busy" $busy -}}
 {{- end -}}
 
-{{- /* An incremental upgrade's step: whole pods of groups, rounded up to a percentage that Serve rounds to so many. */ -}}
 {{- $holds := 1 -}}
 {{- range $groups }}{{ $holds = max $holds .holds }}{{ end -}}
 {{- $step := default $holds (int $values.ray.upgrade.groupsPerStep) -}}
-{{- $percent := min 100 (ceil (divf (mul 100 $step) (max 1 $replicas)) | int) -}}
 
 {{- /* The settings that the chart fills in. */ -}}
 {{- $store := $values.model.store.kind -}}
@@ -112,7 +112,6 @@ with all that they do not say filled in, and how much of the model they hold.
   "autoscaler" (or $autoscaling $incremental)
   "groupsPerPod" $holds
   "groupsPerStep" $step
-  "stepPercent" $percent
   "version" $version
   "metricsPort" 8090
   "haproxy" (dig "gateway" "haproxy" true $settings)

@@ -155,7 +155,7 @@ HAProxy, and of other nodes' HAProxies to the gateways here. Call with (dict "ro
 {{- $seconds := int .root.Values.drain.seconds -}}
 until=$((SECONDS + {{ $seconds }}))
 {{- if .drain }}
-timeout 20 ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is stopped' \
+timeout 30 ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'the pod is stopped' \
   --deadline-remaining-seconds {{ $seconds }} || echo 'Ray was not told that this node ends' >&2
 {{- end }}
 open() {

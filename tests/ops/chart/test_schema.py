@@ -110,9 +110,15 @@ def test_the_defaults_pass_and_a_slip_is_named() -> None:
         ("# Why.\na: {}\n", "values.yaml:2: a: say what it may hold"),
         ("# Why.\na: []\n", "values.yaml:2: a: say what it may hold"),
         ("# Why.\n# @schema minimum 1\na: 1\n", "values.yaml:2: write `# @schema"),
-        ("# Why.\n# @schema {items: {kubernetes: V1Tolerance}}\na: []\n", "values.yaml:3: a: the Kubernetes API has no"),
+        (
+            "# Why.\n# @schema {items: {kubernetes: V1Tolerance}}\na: []\n",
+            "values.yaml:3: a: the Kubernetes API has no",
+        ),
         ("# Why.\n# @schema {from: setings}\na: {}\n", "values.yaml:3: a: from: setings is neither"),
-        ("# Why.\n# @schema {from: settings, without: [model.pat]}\na: {}\n", "values.yaml:3: a: model.pat is no setting"),
+        (
+            "# Why.\n# @schema {from: settings, without: [model.pat]}\na: {}\n",
+            "values.yaml:3: a: model.pat is no setting",
+        ),
         ("# Why.\na: 1\n# Why.\na: 2\n", "a is there twice"),
         ("- 1\n", "no map of values"),
         ("a: [\n", "no YAML"),
