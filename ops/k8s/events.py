@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,11 +20,11 @@ LONGEST = 1000  # characters of a message that the API takes
 class Events:
     """An Event that cannot be written is a line in the log, and nothing else."""
 
-    def __init__(self, api: Api, namespace: str, me: str, clock_ns: Callable[[], int] = time.time_ns) -> None:
-        self._api, self._namespace, self._me, self._clock_ns = api, namespace, me, clock_ns
+    def __init__(self, api: Api, namespace: str, me: str) -> None:
+        self._api, self._namespace, self._me = api, namespace, me
 
     def tell(self, service: Mapping[str, Any], reason: str, message: str, warning: bool = False) -> None:
-        at_ns = self._clock_ns()
+        at_ns = time.time_ns()
         at = datetime.fromtimestamp(at_ns / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         metadata = service["metadata"]
         event = {

@@ -16,7 +16,7 @@ from ops.errors import UserError
 from ops.k8s import pods
 from ops.k8s.calls import FIELD_MANAGER, Api
 from ops.k8s.pods import Pod
-from ops.k8s.refusals import Conflict, DisruptionBudget, Missing, other_managers
+from ops.k8s.refusals import Conflict, DisruptionBudget, Forbidden, Missing, other_managers
 from ops.status import fetch
 
 LOOK_EVERY_S = 1.0
@@ -62,17 +62,17 @@ def replicas_on(url: str, api_key: str | None, there: Iterable[Pod]) -> list[dic
     return [one for one in _replicas(url, api_key) if pods.host_of(one) in addresses]
 
 
-def a_watcher_lives(api: Api, namespace: str, lease: str, now: datetime | None = None) -> bool:
+def a_watcher_lives(api: Api, namespace: str, lease: str) -> bool:
     """Somebody has renewed the node watchers' lease of late, as far as the two clocks agree."""
     try:
         spec = api.get(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{lease}").get("spec") or {}
-    except Missing:
+    except (Missing, Forbidden):
         return False
     try:
         renewed = datetime.fromisoformat(str(spec.get("renewTime")))
     except ValueError:
         return False
-    return bool(spec.get("holderIdentity")) and ((now or datetime.now(UTC)) - renewed).total_seconds() < WATCHER_FRESH_S
+    return bool(spec.get("holderIdentity")) and (datetime.now(UTC) - renewed).total_seconds() < WATCHER_FRESH_S
 
 
 def move_away(

@@ -146,11 +146,6 @@ def of_interest(node: Json) -> Json:
     }
 
 
-def why_leave(node: Json, events: Iterable[Json] = (), tolerations: Iterable[Sequence[Json]] = ()) -> Reason | None:
-    """The most urgent of the `reasons`."""
-    return max(reasons(node, events, tolerations), key=_urgency, default=None)
-
-
 def reasons(node: Json, events: Iterable[Json], tolerations: Iterable[Sequence[Json]]) -> list[Reason]:
     """`events`: those about it. `tolerations`: of each of our pods there."""
     status, spec = node.get("status") or {}, node.get("spec") or {}

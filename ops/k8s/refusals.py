@@ -15,9 +15,9 @@ RETRIED = frozenset({429, 500, 502, 503, 504})
 class ApiRefused(UserError):
     """The API server did not do it. `causes` are those of its Status object: reason, field, message."""
 
-    def __init__(self, message: str, status: int = 0, reason: str = "", causes: tuple[Mapping[str, str], ...] = ()):
+    def __init__(self, message: str, status: int = 0, causes: tuple[Mapping[str, str], ...] = ()) -> None:
         super().__init__(message)
-        self.status, self.reason, self.causes = status, reason, causes
+        self.status, self.causes = status, causes
 
     @property
     def passes(self) -> bool:
@@ -79,7 +79,7 @@ def refusal(status: int, body: str, asked: str) -> ApiRefused:
             kind = DisruptionBudget
     if status not in (401, 403):
         message = f"the API server answered {status} to {asked}: {message}"
-    return kind(message, status, reason, causes)
+    return kind(message, status, causes)
 
 
 def other_managers(conflict: ApiRefused) -> dict[str, list[str]]:

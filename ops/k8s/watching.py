@@ -28,6 +28,7 @@ WATCH_S = 60  # a watch's time, asked of the server
 SILENCE_S = WATCH_S + 15.0
 LIST_ANEW_S = 600.0
 PATIENT_FAILURES = 5
+PAGE = 500  # objects of a list in one answer
 Object = Mapping[str, Any]
 Keep = Callable[[Object], Object]
 Changed = Callable[[Object | None, Object | None], None]
@@ -104,11 +105,16 @@ class Mirror:
                 self._stop.wait(pause_s(self._failures, None, random.random()))
 
     def _list(self) -> None:
-        listed = self._api.get(self._path, self._query)
-        before = self._objects
-        now = {thing["metadata"]["uid"]: self._keep(thing) for thing in listed.get("items") or ()}
+        before, now = self._objects, dict[str, Object]()
+        page: dict[str, Any] = {}
+        going_on = ""  # in pages, all of one version: a large cluster's nodes are tens of megabytes
+        while not page or going_on:
+            query = {**self._query, "limit": PAGE} | ({"continue": going_on} if going_on else {})
+            page = self._api.get(self._path, query)
+            now |= {thing["metadata"]["uid"]: self._keep(thing) for thing in page.get("items") or ()}
+            going_on = page["metadata"].get("continue") or ""
         self.restarts += self._listed_s is not None
-        self._version = listed["metadata"]["resourceVersion"]
+        self._version = page["metadata"]["resourceVersion"]
         self._objects = now
         first, self._listed_s = self._listed_s is None, time.monotonic()
         self._heard()

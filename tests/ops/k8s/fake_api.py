@@ -139,7 +139,10 @@ class FakeApi:
             found = [one for one in found if wanted.items() <= one["metadata"].get("labels", {}).items()]
         if query.get("fieldSelector") == "involvedObject.kind=Node":
             found = [one for one in found if one["involvedObject"]["kind"] == "Node"]
-        return {"kind": "List", "metadata": {"resourceVersion": str(self.version)}, "items": found}
+        begin = int(query.get("continue", 0))
+        end = begin + int(query.get("limit", len(found)))
+        metadata = {"resourceVersion": str(self.version)} | ({"continue": str(end)} if end < len(found) else {})
+        return {"kind": "List", "metadata": metadata, "items": found[begin:end]}
 
     def watch(self, request: _Handler, collection: str, query: dict[str, str]) -> None:
         since = int(query["resourceVersion"])

@@ -10,9 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.k8s import pods
-from ops.k8s.nodes import BROKEN_XIDS, GOING_EVENTS, GOING_TAINTS, Urgency, leaving, of_interest, why_leave
+from ops.k8s.nodes import BROKEN_XIDS, GOING_EVENTS, GOING_TAINTS, Reason, Urgency, leaving, of_interest, reasons
 
 GPU_TOLERATION = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+
+
+def why_leave(node: Any, events: Any = (), tolerations: Any = ()) -> Reason | None:
+    """The reason that counts."""
+    return max(reasons(node, events, tolerations), key=lambda reason: reason.urgency, default=None)
 
 
 def condition(kind: str, status: str = "True", reason: str = "", message: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fake_api import FakeApi, answering, hanging_up, node
 
+from ops.k8s import watching
 from ops.k8s.watching import Mirror
 
 NODES = "/api/v1/nodes"
@@ -84,6 +85,15 @@ def test_it_goes_on_where_it_was(server, watched, until, how):
     until(lambda: "d" in (watched.names or ()))
     assert lists(server) == 1 and set(watches(server)[1:]) <= {version, str(int(version) + 1)}
     assert watched.names == ({"a", "b", "d"} if how != "restarted" else {"a", "b", "c", "d"})
+
+
+def test_a_long_list_comes_in_pages(server, watched, until, monkeypatch):
+    monkeypatch.setattr(watching, "PAGE", 2)
+    for name in "bcde":
+        server.put(f"{NODES}/{name}", node(name))
+    watched.mirror.start()
+    until(lambda: watched.names == {"a", "b", "c", "d", "e"})
+    assert lists(server) == 3 and len(watched.changes) == 1
 
 
 def test_bookmarks_move_it_forward_where_nothing_happens(server, watched, until):
