@@ -20,6 +20,7 @@ from ops import metrics_reference as metrics
 from ops import quantize as quantizing
 from ops.drill import cli as drilling
 from ops.errors import UserError
+from ops.k8s import cli as kubernetes
 from ops.models import cli as modelling
 from ops.options import ApiKey, AsJson, Config, WhichPort
 from ops.planner import cli as planner
@@ -283,6 +284,7 @@ def doctor(
 
 
 app.add_typer(drilling.app, name="drill")
+app.add_typer(kubernetes.app, name="k8s")
 app.add_typer(keys.app, name="key")
 app.add_typer(modelling.app, name="model")
 app.add_typer(planner.app, name="plan")

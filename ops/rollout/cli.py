@@ -85,7 +85,7 @@ def start(
     client = _client(port, url, api_key)
     report = client.start(spec)
     if watch:
-        _follow(client, report["current"]["id"], as_json)
+        follow(client, report["current"]["id"], as_json)
     else:
         _say(report, as_json)
 
@@ -105,7 +105,7 @@ def watch(port: WhichPort = None, url: Url = None, api_key: ApiKey = None, as_js
         raise UserError(
             "no rollout runs: `moray rollout start VERSION` starts one, `moray rollout history` shows what was"
         )
-    _follow(client, current["id"], as_json)
+    follow(client, current["id"], as_json)
 
 
 @app.command(epilog="Examples: `moray rollout pause`, and later `moray rollout resume`")
@@ -148,7 +148,7 @@ def undo(
     client = _client(port, url, api_key)
     report = client.undo(gated)
     if watch:
-        _follow(client, report["current"]["id"], as_json)
+        follow(client, report["current"]["id"], as_json)
     else:
         _say(report, as_json)
 
@@ -189,7 +189,7 @@ def history(
 # -- following one ----------------------------------------------------------------------------------------------------
 
 
-def _follow(client: Client, rollout_id: str, as_json: bool) -> None:
+def follow(client: Client, rollout_id: str, as_json: bool) -> None:
     """Shows it until it has ended. Exit code 1 if it did not end as done."""
     from rich.console import Console
 
