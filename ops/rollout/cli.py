@@ -110,7 +110,7 @@ def watch(port: WhichPort = None, url: Url = None, api_key: ApiKey = None, as_js
 
 @app.command(epilog="Examples: `moray rollout pause`, and later `moray rollout resume`")
 def pause(port: WhichPort = None, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Hold the rollout where it is: shares and replicas stay as they are. Its gates do not act meanwhile."""
+    """Begin nothing new: shares and replicas stay as they are. A version that its gates find bad still goes back."""
     _say(_client(port, url, api_key).command("pause"), as_json)
 
 

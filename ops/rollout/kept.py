@@ -67,7 +67,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def past(rollout: Rollout) -> Past:
-    """Of one that has ended. Why it went back stands where that began, not at its end."""
+    """Of one that has ended. Why it went back stands where that began; after its end, replicas that came late do."""
     why = {note.what: note.detail for note in rollout.notes}
     return Past(
         id=rollout.id,
@@ -75,7 +75,7 @@ def past(rollout: Rollout) -> Past:
         to_version=rollout.to_version,
         phase=rollout.phase,
         strategy=str(rollout.strategy),
-        why=why.get(Phase.ROLLING_BACK) or (rollout.notes[-1].detail if rollout.notes else ""),
+        why=why.get(Phase.ROLLING_BACK) or why.get(rollout.phase, ""),
         started_by=rollout.by,
         started_s=rollout.started_s,
         ended_s=rollout.ended_s,
