@@ -28,7 +28,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     past: tuple[Past, ...] = ()  # those before it, the oldest first
     rollouts: int = 0  # so many in all; makes ids
     wanted: str = ""  # the last user_config, as JSON, that was acted upon
-    served: bool = False  # a request has ended here: who asks for another version by then wants a rollout
+    served: bool = False  # a request was granted here: who asks for another version by then wants a rollout
     checksums: dict[str, str] = {}  # version -> digest of its loaded weights, as the first replica had it
     deployment: str = ""  # "application#deployment" of the replicas, as Ray Serve names it; "": none was seen yet
     extra: int = 0  # replicas on top, as the last `Scale` said

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from ops.errors import UserError
 from ops.rollout import cli
+from ops.rollout.client import Client
 
 CURRENT: dict[str, Any] = {
     "id": "r1", "from": "v1", "to": "v2", "phase": "canary", "step": 1, "steps": [0.1, 0.5], "share": 0.5,
@@ -207,3 +208,10 @@ def test_history_and_the_audit_log(gateway, moray) -> None:
 def test_help_has_examples(command) -> None:
     output = CliRunner().invoke(cli.app, [command, "--help"]).output
     assert "Examples:" in output and f"moray rollout {command}" in " ".join(output.split())
+
+
+def test_a_look_asks_once(gateway) -> None:
+    gateway.answers = [(200, RUNS), (200, RUNS), (200, IDLE | {"history": [ENDED]})]
+    reports: list[dict[str, Any]] = []
+    looks = list(cli._looks(Client(gateway.url), "r1", reports.append))
+    assert [look["phase"] for look in looks] == ["canary", "done"] and len(gateway.asked) == len(reports) == 3
