@@ -10,39 +10,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import pytest
+from http_server import Answer, Asked, http_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 NOT_SERVING = "up-but-not-serving"
 STREAMS, TOKENS = 12, 600
-Answer = tuple[str, str]  # text, finish reason
+Text = tuple[str, str]  # text, finish reason
 
 
 class Receiver:
     """A webhook: what it was sent, and when."""
 
+    url: str
+
     def __init__(self) -> None:
         self.got: list[tuple[float, dict[str, Any]]] = []
-        receiver = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.got.append((time.monotonic(), json.loads(body)))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/alarms"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def answer(self, asked: Asked) -> Answer:
+        self.got.append((time.monotonic(), asked.json))
+        return Answer()
 
     def told(self, status: str, replica: str) -> list[float]:
         """When it was told that this replica is not serving, or is no longer a matter."""
@@ -57,16 +48,15 @@ class Receiver:
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with http_server(made.answer) as made.url:
+        yield made
 
 
 NewSession = Callable[[Mapping[str, str]], AbstractContextManager[Any]]
 TWO = {"replicas.count": "2", "experts.expert_parallel": "1"}
 
 
-async def stream(client: httpx.AsyncClient, i: int) -> Answer:
+async def stream(client: httpx.AsyncClient, i: int) -> Text:
     text, finish, last = "", "", ""
     body = {
         "model": "tiny-r1",
@@ -92,7 +82,7 @@ async def stream(client: httpx.AsyncClient, i: int) -> Answer:
     return text, finish
 
 
-async def streams(url: str, disturb: Callable[[], None] | None = None, after_s: float = 0.4) -> list[Answer]:
+async def streams(url: str, disturb: Callable[[], None] | None = None, after_s: float = 0.4) -> list[Text]:
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
         asks = [asyncio.ensure_future(stream(client, i)) for i in range(STREAMS)]
         if disturb is not None:

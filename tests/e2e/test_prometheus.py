@@ -8,23 +8,21 @@ until its gateways give it up: it would be gone before the slower of the two way
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from http_server import Answer, Asked, http_server
 from promql import OF_OTHERS, RULES, known_names, metric_names, of_dashboards
 
 from ops.own_session import free_port
@@ -59,22 +57,11 @@ class Receiver:
 
     def __init__(self) -> None:
         self.got: list[tuple[float, str, dict[str, str]]] = []
-        receiver = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                at = time.monotonic()
-                receiver.got += [(at, alert["status"], alert["labels"]) for alert in body["alerts"]]
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/alerts"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def answer(self, asked: Asked) -> Answer:
+        at = time.monotonic()
+        self.got += [(at, alert["status"], alert["labels"]) for alert in asked.json["alerts"]]
+        return Answer()
 
     def told(self, status: str, **labels: str) -> list[float]:
         """When it was told so of an alert with these labels; "": it has none of that name."""
@@ -129,7 +116,7 @@ def faster_rules() -> str:
 
 
 @contextmanager
-def alertmanager(directory: Path, receiver: Receiver) -> Iterator[str]:
+def alertmanager(directory: Path, receiver_url: str) -> Iterator[str]:
     route = {
         "receiver": "test",
         "group_by": ["..."],
@@ -137,7 +124,7 @@ def alertmanager(directory: Path, receiver: Receiver) -> Iterator[str]:
         "group_interval": "1s",
         "repeat_interval": "1h",
     }
-    hook = {"url": receiver.url, "send_resolved": True}
+    hook = {"url": receiver_url, "send_resolved": True}
     config = directory / "alertmanager.yaml"
     config.write_text(yaml.safe_dump({"route": route, "receivers": [{"name": "test", "webhook_configs": [hook]}]}))
     address = f"127.0.0.1:{free_port()}"
@@ -199,7 +186,7 @@ def test_a_frozen_replica_alarms_and_the_alarm_ends(
 ) -> None:
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "2000")
     receiver = Receiver()
-    with alertmanager(tmp_path, receiver) as alerts_to:
+    with http_server(receiver.answer) as receiver_url, alertmanager(tmp_path, receiver_url) as alerts_to:
         settings = {
             "replicas.count": "2",
             "experts.expert_parallel": "1",

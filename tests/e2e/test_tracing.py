@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
+from http_server import Answer, Asked, http_server
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from replicas.metrics import STAGES
@@ -25,22 +25,13 @@ class Collector:
     def __init__(self) -> None:
         self.spans: list[Any] = []
         self.services: set[str] = set()
-        collector = self
+        self._serving = ExitStack()
+        self.endpoint = f"{self._serving.enter_context(http_server(self._answer))}/v1/traces"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                collector.take(ExportTraceServiceRequest.FromString(body))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}/v1/traces"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+    def _answer(self, asked: Asked) -> Answer:
+        packed = asked.headers.get("content-encoding") == "gzip"
+        self.take(ExportTraceServiceRequest.FromString(gzip.decompress(asked.body) if packed else asked.body))
+        return Answer()
 
     def take(self, request: ExportTraceServiceRequest) -> None:
         for resource in request.resource_spans:
@@ -52,8 +43,7 @@ class Collector:
         return [span for span in self.spans if span.trace_id.hex() == trace]
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._serving.close()
 
 
 @pytest.fixture(scope="module")
