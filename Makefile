@@ -25,7 +25,8 @@ serve: setup ## serve the embedded model on http://127.0.0.1:8000 until Ctrl-C
 test: setup ## run every test, real engines and the whole stack included
 	@scripts/install-test-packages
 	$(BIN)/pytest -n auto -m "not vllm and not e2e" $(PYTEST) || [ $$? -eq 5 ] # 5: -k chose none of these
-	$(BIN)/pytest -m "vllm or e2e" $(PYTEST) || [ $$? -eq 5 ]
+	$(BIN)/pytest -n 2 --dist loadfile -m "vllm and not e2e" $(PYTEST) || [ $$? -eq 5 ]
+	$(BIN)/pytest -m e2e $(PYTEST) || [ $$? -eq 5 ]
 
 soak: setup ## kill and stop processes under load for three minutes: SOAK="--minutes 30" for the long one
 	$(BIN)/moray soak --minutes 3 $(SOAK)
