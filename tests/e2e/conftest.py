@@ -50,12 +50,18 @@ class Session:
         status: dict[str, Any] = httpx.get(f"{self.url}/moray/status", timeout=10).raise_for_status().json()
         return status
 
+    def status_if_known(self) -> dict[str, Any] | None:
+        """None: the router is away."""
+        try:
+            return self.status()
+        except httpx.HTTPStatusError as error:
+            assert error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            return None
+
     def is_whole(self, replicas: int) -> bool:
         """All replicas serve, nothing waits or runs, and the gateway is the first."""
-        try:
-            status = self.status()
-        except httpx.HTTPError:
-            return False  # the router is away
+        if (status := self.status_if_known()) is None:
+            return False
         states = [replica["state"] for replica in status["replicas"]]
         open_requests = status["gateway"]["open_requests"] + status["router"]["queued"] + status["router"]["granted"]
         self._gateway = self._gateway or status["gateway"]["pid"]
