@@ -26,7 +26,8 @@ test: setup ## run every test but those of test-k8s, real engines and the whole 
 	@scripts/install-test-packages
 	@scripts/install-kubernetes-tools
 	$(BIN)/pytest -n auto -m "not vllm and not e2e and not k8s" $(PYTEST) || [ $$? -eq 5 ] # 5: -k chose none of these
-	$(BIN)/pytest -m "vllm or e2e" $(PYTEST) || [ $$? -eq 5 ]
+	$(BIN)/pytest -n 2 --dist loadfile -m "vllm and not e2e" $(PYTEST) || [ $$? -eq 5 ]
+	$(BIN)/pytest -m e2e $(PYTEST) || [ $$? -eq 5 ]
 
 soak: setup ## kill and stop processes under load for three minutes: SOAK="--minutes 30" for the long one
 	$(BIN)/moray soak --minutes 3 $(SOAK)

@@ -233,15 +233,8 @@ def verify(directory: Path, report: Report = lambda *_: None, *, hashed: bool = 
         def passed(count: int, path: str = path, before: int = done) -> None:
             report(path, before + count, manifest.bytes)
 
-        file = directory / path
-        try:
-            digest = sha256(file, passed)
-        except OSError as error:
-            damages.append(Damage(Flaw.CORRUPT, path, f"{file} cannot be read: {error.strerror or error}"))
-        else:
-            if digest != wanted.sha256:
-                text = f"{file} is corrupt: its SHA-256 is {digest[:12]}…, the manifest's {wanted.sha256[:12]}…"
-                damages.append(Damage(Flaw.CORRUPT, path, text))
+        if text := mismatch(directory / path, wanted.sha256, passed):
+            damages.append(Damage(Flaw.CORRUPT, path, text))
         done += wanted.bytes
     return damages
 
@@ -273,6 +266,17 @@ def checkpoint_files(directory: Path) -> list[str]:
         inside = Path(folder).relative_to(directory)
         found += [(inside / name).as_posix() for name in names if not name.startswith(".")]
     return sorted(path for path in found if path != MANIFEST)
+
+
+def mismatch(file: Path, wanted: str, passed: Callable[[int], None] = lambda _: None) -> str:
+    """What is wrong with a file, a sentence; "" if it has this SHA-256 digest. `passed`: as `sha256` has it."""
+    try:
+        found = sha256(file, passed)
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror or error}"
+    if found != wanted:
+        return f"{file} is corrupt: its SHA-256 is {found[:12]}…, the manifest's {wanted[:12]}…"
+    return ""
 
 
 def sha256(file: Path, passed: Callable[[int], None] = lambda _: None) -> str:

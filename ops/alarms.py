@@ -37,7 +37,7 @@ def _raised(alarms: Sequence[Mapping[str, Any]], now_s: float) -> Table:
     table = _table("raised", "for", "alarm", "severity", "what", "runbook")
     for alarm in alarms:
         table.add_row(
-            _span(now_s - alarm["raised_s"]),
+            span(now_s - alarm["raised_s"]),
             Text(alarm["name"], style=_STYLES.get(alarm["severity"], "")),
             Text(alarm["severity"]),
             Text(alarm["summary"]),
@@ -52,7 +52,7 @@ def _recent(changes: Sequence[Mapping[str, Any]], now_s: float) -> Table:
         alarm = change["alarm"]
         about = alarm["labels"].get("replica") or alarm["labels"].get("model", "")
         what = Text("raised", style="red") if change["raised"] else Text("resolved", style="green")
-        table.add_row(_span(now_s - change["at_s"]), what, Text(alarm["name"]), Text(about))
+        table.add_row(span(now_s - change["at_s"]), what, Text(alarm["name"]), Text(about))
     return table
 
 
@@ -61,7 +61,7 @@ def _healing(done: Sequence[Mapping[str, Any]], now_s: float) -> Table:
     for one in reversed(done):
         style = "yellow" if one["outcome"] in _BAD_OUTCOMES else ""
         outcome = Text(one["outcome"], style=style)
-        table.add_row(_span(now_s - one["at_s"]), Text(one["replica"]), Text(one["action"]), outcome, Text(one["why"]))
+        table.add_row(span(now_s - one["at_s"]), Text(one["replica"]), Text(one["action"]), outcome, Text(one["why"]))
     return table
 
 
@@ -72,8 +72,11 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _span(seconds: float) -> Text:
+def span(seconds: float) -> str:
+    """In the unit that people would use; none is negative, for clocks differ."""
     seconds = max(seconds, 0.0)
     if seconds < 120:
-        return Text(f"{seconds:.0f} s")
-    return Text(f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h")
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"

@@ -124,6 +124,12 @@ class Replica:
     def _hangs(self) -> bool:
         return self._silent_for_s() > self._spec.hang_timeout_s
 
+    def _is_quiet(self) -> bool:
+        """For half the time of a hang: it is out of the router's sight before gateways give up their streams on it, and
+        stays so. To join again while it hangs would hang them twice.
+        """
+        return self._silent_for_s() > self._spec.hang_timeout_s / 2
+
     def _on_failure(self, failure: EngineFailed) -> None:
         """The core is dead: so is this replica. Its process ends, which Serve's next health check sees and mends."""
         logger.error("The engine core died: %s\n%s", failure, failure.detail)
@@ -133,24 +139,25 @@ class Replica:
     async def _report(self) -> None:
         """Keeps the router informed, for as long as this replica lives, through any restart of the router."""
         router: Any = None
+        joined = False
         while True:
             try:
                 if router is None:
-                    router = await find_router(self._spec.model)
+                    router, joined = await find_router(self._spec.model), False
+                if not joined and not self._is_quiet():
                     await router.join.remote(self._info)
+                    joined = True
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), HEARTBEAT_S)
                     await asyncio.sleep(SETTLE_S)
                 self._changed.clear()
                 self._metrics.tell(self._load)
-                # Half the time, so that it is out of the router's sight before gateways give up their streams on it:
-                # to join again while it hangs would hang them twice.
-                if self._silent_for_s() > self._spec.hang_timeout_s / 2:
+                if self._is_quiet() or not joined:
                     continue
                 report = self._load_report()
                 answer: ReportAnswer | None = await router.report.remote(report)
                 if answer is None:
-                    await router.join.remote(self._info)
+                    joined = False
                     self._changed.set()  # what was in the report is still to be told
                 else:
                     self._take(answer, report)

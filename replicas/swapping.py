@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from experts.placement import ShardPlacement
-from experts.versions import sha256
+from experts.versions import mismatch
 from replicas.core import Probed
 from replicas.core_host import ReloadEnded
 from replicas.messages import Probe, Swap, SwapReport
@@ -83,15 +83,8 @@ def judge(probes: Sequence[Probe], probed: Sequence[Probed]) -> Judged:
 
 def damage(directory: str, digests: dict[str, str]) -> str:
     """What is wrong with the files, a sentence; "" if they have these SHA-256 digests. Reads them all; blocking."""
-    for name, wanted in digests.items():
-        file = Path(directory) / name
-        try:
-            found = sha256(file)
-        except OSError as error:
-            return f"{file} cannot be read: {error.strerror or error}"
-        if found != wanted:
-            return f"{file} is corrupt: its SHA-256 is {found[:12]}…, the manifest's {wanted[:12]}…"
-    return ""
+    found = (mismatch(Path(directory) / name, wanted) for name, wanted in digests.items())
+    return next(filter(None, found), "")
 
 
 class _Failed(Exception):

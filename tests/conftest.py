@@ -2,8 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -28,17 +28,38 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no fail
 settings.load_profile("untimed")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _engines_leave_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Engines that tests drive without a replica, or kill, leave shared memory and the file their ranks meet by.
+# -- engines that tests drive without a replica, or kill, leave shared memory and the file their ranks meet by ---------
 
-    A run without engines leaves alone what it finds: the ranks of another run's engine may be about to meet by it.
-    """
-    if not any(item.get_closest_marker(name) for item in request.session.items for name in ("vllm", "e2e")):
-        yield
+MEETING_POINTS = pytest.StashKey[set[Path]]()  # that were there before
+HAD_ENGINES = pytest.StashKey[bool]()
+
+
+def meeting_points() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("vllm_dist_*"))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[MEETING_POINTS] = meeting_points()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    has_engines = any(item.get_closest_marker(name) for item in session.items for name in ("vllm", "e2e"))
+    session.config.stash[HAD_ENGINES] = has_engines
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["engines"] = has_engines
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended. None cleans up itself: the ranks of another's engine may be about to meet."""
+    if getattr(node, "workeroutput", {}).get("engines"):
+        node.config.stash[HAD_ENGINES] = True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run without engines leaves alone what it finds: it may be another run's."""
+    if hasattr(session.config, "workerinput") or not session.config.stash.get(HAD_ENGINES, False):
         return
-    there = set(Path(tempfile.gettempdir()).glob("vllm_dist_*"))
-    yield
     remove_unmapped_shared_memory(older_than_s=0)
-    for left in set(Path(tempfile.gettempdir()).glob("vllm_dist_*")) - there:
+    for left in meeting_points() - session.config.stash[MEETING_POINTS]:
         left.unlink(missing_ok=True)

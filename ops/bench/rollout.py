@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 from rich.table import Table
 
 from cluster.config import load as load_settings
@@ -32,6 +31,7 @@ from ops.bench.rollout_watch import Ended, Eye, Sight, canary_share, extra_repli
 from ops.drill.strikes import Hold, LocalArm
 from ops.models.add import add
 from ops.own_session import OwnSession, own_session
+from ops.rollout.client import Client, RolloutRefused
 from ops.soak.answers import Answer
 
 OLD, NEW = "v1", "v2"
@@ -205,11 +205,11 @@ def _figures_of(found: WayBack, rolled: Rolled, options: Options) -> dict[str, A
 async def _roll(session: OwnSession, eye: Eye, version: str, options: Options) -> Rolled:
     """Starts it and looks until it has ended. Raises BenchFailed."""
     began_s = time.monotonic()
-    async with httpx.AsyncClient(base_url=session.url, timeout=60, trust_env=False) as http:
-        reply = await http.post("/moray/rollouts", json={"version": version, **options.spec})
-    if reply.status_code != httpx.codes.OK:
-        raise BenchFailed(f"the rollout to {version} was not begun: HTTP {reply.status_code}: {reply.text[:500]}")
-    rollout = str(reply.json()["current"]["id"])
+    try:
+        report = await asyncio.to_thread(Client(session.url).start, {"version": version, **options.spec})
+    except RolloutRefused as refused:
+        raise BenchFailed(f"the rollout to {version} was not begun: {refused}") from None
+    rollout = str(report["current"]["id"])
     sights: list[Sight] = []
     while (ended := eye.ended(rollout)) is None:
         if time.monotonic() - began_s > LIMIT_S:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import httpx
 
 from ops.processes import members
+from ops.soak.session import CORE
 
 READY = "ready"
 ANSWER_LIMIT_S = 10.0
-_CORE = "replicas.core_process"  # an engine core has a process of its own, with this in its command line
 
 
 class ReplicaSeen(NamedTuple):
@@ -78,7 +78,7 @@ def cores(session_id: str) -> int:
 def is_core(pid: int) -> bool:
     """Whether that process is an engine core."""
     try:
-        return _CORE in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        return CORE in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:  # gone
         return False
 

@@ -75,7 +75,7 @@ class Controller:
     async def observe(self, batch: Batch) -> None:
         """A gateway's last second."""
         await self._is_ready.wait()
-        now_s = time.time()
+        now_s, batch = time.time(), self._watch.unheard(batch)
         self._rollouts.take(now_s, batch)
         self._see(self._watch.take(now_s, batch))
 

@@ -41,14 +41,22 @@ class Reporter(Listener):
     ) -> None:
         self._gateway, self._core, self._send, self._wanted = gateway, core, send, wanted
         self._ended: deque[Ended] = deque()
+        self._first = 0  # number of the first of them since the start
         self._hung: deque[SeenReplica] = deque(maxlen=64)
         self._dropped = 0
 
     def ended(self, record: Ended) -> None:
+        if of_interest(record, record.ended_at) is None:
+            return
         self._ended.append(record)
         if len(self._ended) > KEPT:
-            self._ended.popleft()
+            self._forget(1)
             self._dropped += 1
+
+    def _forget(self, count: int) -> None:
+        self._first += count
+        for _ in range(count):
+            self._ended.popleft()
 
     def batch(self, now: float, late: bool) -> Batch:
         """What has come since the batch before."""
@@ -57,6 +65,7 @@ class Reporter(Listener):
             gateway=self._gateway,
             late=late,
             requests=tuple(told for record in self._ended if (told := of_interest(record, now))),
+            first=self._first,
             replicas=tuple(self._core.seen()),
             hung=tuple(self._hung),
             wanted=self._wanted(),
@@ -71,8 +80,7 @@ class Reporter(Listener):
             await asyncio.sleep(due - time.monotonic())
             now = time.monotonic()
             late, due = now - due > PUSH_EVERY_S, now + PUSH_EVERY_S
-            batch, taken = self.batch(now, late), len(self._ended)
-            dropped = self._dropped
+            batch = self.batch(now, late)
             try:
                 await self._send(batch)
             except ControllerGone as error:
@@ -81,7 +89,7 @@ class Reporter(Listener):
                 away = True
                 continue
             away = False
-            for _ in range(taken - (self._dropped - dropped)):  # those that fell out meanwhile are gone already
-                self._ended.popleft()
+            # Less those that fell out meanwhile.
+            self._forget(max(batch.first + len(batch.requests) - self._first, 0))
             for _ in batch.hung:
                 self._hung.popleft()

@@ -29,6 +29,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     gateway: str
     late: bool  # the gateway stood still itself: that nothing came from a replica meanwhile says nothing
     requests: tuple[EndedRequest, ...]
+    first: int  # number of the first of them, counted since the gateway's start: what is told again has the same
     replicas: tuple[SeenReplica, ...]
     hung: tuple[SeenReplica, ...]  # given up since the batch before; their streams have gone on elsewhere
     wanted: str = ""  # the deployment's user_config as JSON, which every gateway is told; "": it has none

@@ -33,6 +33,7 @@ class SeenGateway(msgspec.Struct):
     late: bool
     replicas: dict[str, Counted] = {}
     dropped: int = 0
+    heard: int = 0  # requests that it has told of
 
 
 class Known(msgspec.Struct):
@@ -54,6 +55,7 @@ class WatchState(msgspec.Struct):
 
     known: dict[str, Known] = {}
     gateways: dict[str, SeenGateway] = {}
+    gone: dict[str, float] = {}  # replicas whose process has ended, and when: gateways may tell of them a while yet
 
 
 def named(model: str, version: str) -> str:
@@ -68,22 +70,31 @@ class Watch:
 
     # -- what comes ---------------------------------------------------------------------------------------------------
 
+    def unheard(self, batch: Batch) -> Batch:
+        """Without requests that were told before: the gateway did not get to know that they were taken."""
+        known = self.state.gateways.get(batch.gateway)
+        again = min(max(known.heard - batch.first, 0), len(batch.requests)) if known is not None else 0
+        return msgspec.structs.replace(batch, requests=batch.requests[again:], first=batch.first + again)
+
     def take(self, now_s: float, batch: Batch) -> Iterator[Observation]:
-        """A gateway's batch."""
+        """A gateway's batch, of what was `unheard`."""
         is_new = batch.gateway not in self.state.gateways
         gateway = self.state.gateways.setdefault(batch.gateway, SeenGateway(now_s, True))
         gateway.at_s, gateway.late, gateway.dropped = now_s, batch.late, batch.dropped
+        gateway.heard = max(gateway.heard, batch.first + len(batch.requests))
         before, gateway.replicas = gateway.replicas, {}
         for seen in batch.replicas:
             told = Counted(seen.epoch, seen.tokens + seen.signs, seen.tokens, seen.running)
             gateway.replicas[seen.replica_id] = told
-            known = self._known(now_s, seen.replica_id, seen.epoch, seen.version)
+            is_gone = seen.replica_id in self.state.gone
+            known = None if is_gone else self._known(now_s, seen.replica_id, seen.epoch, seen.version)
             if is_new:
                 continue  # when its counters grew is not known: it may have told them to the controller before us
             last = before.get(seen.replica_id)
             if last is None or last.epoch != told.epoch or told.given < last.given:
                 last = Counted(told.epoch, 0, 0, 0)  # it has connected since
-            known.given += told.given - last.given
+            if known is not None:
+                known.given += told.given - last.given
             if tokens := told.tokens - last.tokens:
                 self.history.given(now_s, tokens)
         for request in batch.requests:
@@ -102,13 +113,19 @@ class Watch:
                 shed=request.shed,
             )
         for hung in batch.hung:
+            if hung.replica_id in self.state.gone:
+                continue  # its alarm has ended with it, and would begin anew
             known = self._known(now_s, hung.replica_id, hung.epoch, hung.version)
+            if hung.epoch < known.epoch:
+                continue  # it has come back since, with other weights
             yield ReplicaHung(now_s, known.model, hung.replica_id, hung.running)
 
     def look(self, now_s: float, vitals: Vitals | None, alive: Mapping[str, bool]) -> Iterator[Observation]:
         """Once a second. `vitals` None: the router is away. `alive`: of `doubtful`, whether Ray has its process."""
         for name in [n for n, gateway in self.state.gateways.items() if now_s - gateway.at_s > GATEWAY_GONE_S]:
             del self.state.gateways[name]
+        for replica_id in [r for r, at_s in self.state.gone.items() if now_s - at_s > REPLICA_GONE_S]:
+            del self.state.gone[replica_id]
         fresh = [g for g in self.state.gateways.values() if now_s - g.at_s <= FRESH_S and not g.late]
         if vitals is not None:
             yield from self._take_roster(now_s, vitals)
@@ -124,6 +141,8 @@ class Watch:
             lives = True if known.in_roster else alive.get(replica_id)
             if lives is False or (now_s - known.last_s > REPLICA_GONE_S and not lives):
                 del self.state.known[replica_id]
+                if lives is False:
+                    self.state.gone[replica_id] = now_s
                 yield ReplicaGone(now_s, known.model, replica_id)
             else:
                 yield ReplicaReport(now_s, known.model, replica_id, lives, known.running, known.given)

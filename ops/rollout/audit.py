@@ -2,7 +2,7 @@
 
 It lies in the controller's store, in segments of bounded size: only the last one is written, with an entry more each
 time, and what is in a full one is never written again. Each entry holds the digest of the one before, so that a
-changed or missing one shows (`broken`). With `rollout.audit_path` each entry is a line of JSON in a file, too, on the
+changed or missing one shows. With `rollout.audit_path` each entry is a line of JSON in a file, too, on the
 disk before what it tells of is done.
 """
 
@@ -45,16 +45,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 def digest(entry: Entry) -> str:
     """SHA-256 of the entry as it is stored, hexadecimal."""
     return hashlib.sha256(msgspec.json.encode(entry)).hexdigest()
-
-
-def broken(entries: Iterable[Entry]) -> int | None:
-    """Number of the first entry that does not follow from the one before. None: the log is whole."""
-    before = ""
-    for number, entry in enumerate(entries):
-        if entry.number != number or entry.before != before:
-            return number
-        before = digest(entry)
-    return None
 
 
 class AuditLog:
@@ -130,7 +120,7 @@ class AuditLog:
         return newest[0] if newest else None
 
     def _read(self, segment: int) -> list[Entry]:
-        """Of a segment; empty if it cannot be read, which `broken` shows."""
+        """Of a segment; empty if it cannot be read, which the digests show."""
         stored = self._store.get(_name(segment))
         return (_decoded(stored) or []) if stored is not None else []
 

@@ -83,11 +83,7 @@ def start(
     spec |= {name: value for name, value in given.items() if value is not None}
     spec |= dict(_pair("--set", pair) for pair in set_ or ())
     client = _client(port, url, api_key)
-    report = client.start(spec)
-    if watch:
-        follow(client, report["current"]["id"], as_json)
-    else:
-        _say(report, as_json)
+    _say_orfollow(client, client.start(spec), watch, as_json)
 
 
 @app.command(epilog="Examples: `moray rollout status` · `moray rollout status --json | jq .current.phase`")
@@ -110,7 +106,7 @@ def watch(port: WhichPort = None, url: Url = None, api_key: ApiKey = None, as_js
 
 @app.command(epilog="Examples: `moray rollout pause`, and later `moray rollout resume`")
 def pause(port: WhichPort = None, url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Hold the rollout where it is: shares and replicas stay as they are. Its gates do not act meanwhile."""
+    """Begin nothing new: shares and replicas stay as they are. A version that its gates find bad still goes back."""
     _say(_client(port, url, api_key).command("pause"), as_json)
 
 
@@ -146,11 +142,7 @@ def undo(
 ) -> None:
     """Start a rollout back to the version before the last rollout that was done."""
     client = _client(port, url, api_key)
-    report = client.undo(gated)
-    if watch:
-        follow(client, report["current"]["id"], as_json)
-    else:
-        _say(report, as_json)
+    _say_orfollow(client, client.undo(gated), watch, as_json)
 
 
 @app.command(
@@ -189,6 +181,14 @@ def history(
 # -- following one ----------------------------------------------------------------------------------------------------
 
 
+def _say_orfollow(client: Client, report: dict[str, Any], watch: bool, as_json: bool) -> None:
+    """Of a rollout that has begun."""
+    if watch:
+        follow(client, report["current"]["id"], as_json)
+    else:
+        _say(report, as_json)
+
+
 def follow(client: Client, rollout_id: str, as_json: bool) -> None:
     """Shows it until it has ended. Exit code 1 if it did not end as done."""
     from rich.console import Console
@@ -197,7 +197,7 @@ def follow(client: Client, rollout_id: str, as_json: bool) -> None:
 
     console, last = Console(), dict[str, Any]()
     if as_json or not console.is_terminal:
-        for last in _looks(client, rollout_id, lambda: None):
+        for last in _looks(client, rollout_id, lambda _: None):
             _print_line(last, as_json)
     else:
         from rich.console import Group
@@ -205,8 +205,8 @@ def follow(client: Client, rollout_id: str, as_json: bool) -> None:
 
         with Live(console=console, auto_refresh=False) as live:
 
-            def draw() -> None:
-                live.update(Group(*show.render(client.report(), time.time())), refresh=True)
+            def draw(report: dict[str, Any]) -> None:
+                live.update(Group(*show.render(report, time.time())), refresh=True)
 
             for look in _looks(client, rollout_id, draw):
                 last = look
@@ -215,8 +215,8 @@ def follow(client: Client, rollout_id: str, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _looks(client: Client, rollout_id: str, each_time: Callable[[], None]) -> Iterator[dict[str, Any]]:
-    """The rollout as it is, whenever that has changed; the last one has ended."""
+def _looks(client: Client, rollout_id: str, each_time: Callable[[dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
+    """The rollout as it is, whenever that has changed; the last one has ended. `each_time` gets each report."""
     from ops.rollout import show
     from ops.rollout.client import Away
 
@@ -224,13 +224,13 @@ def _looks(client: Client, rollout_id: str, each_time: Callable[[], None]) -> It
     while True:
         try:
             report = client.report()
-            each_time()
-            since = time.monotonic()
         except Away:
             if time.monotonic() - since > AWAY_S:
                 raise
             time.sleep(LOOK_EVERY_S)
             continue
+        since = time.monotonic()
+        each_time(report)
         current = report["current"]
         ended = next((one for one in report["history"] if one["id"] == rollout_id), None)
         if current is None or current["id"] != rollout_id:

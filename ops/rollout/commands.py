@@ -43,7 +43,7 @@ def commanded(rollout: Rollout, command: Command, now_s: float, by: str = "") ->
 
 
 def _resumed(rollout: Rollout, now_s: float, by: str) -> Rollout:
-    """Its clocks go on where they stood."""
+    """Its deadline goes on where it stood. What was watched, and a turn, went on meanwhile, and so did their clocks."""
     if rollout.paused_s is None:
         return rollout
     since_s = rollout.since_s + now_s - rollout.paused_s

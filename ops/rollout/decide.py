@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from ops.anomaly.alarms import Answer
 from ops.rollout.actions import Action, Assign, Drain, Restart, Scale, SwapReplica, Verify
-from ops.rollout.fleet import UNTOUCHED, Fleet
+from ops.rollout.fleet import FORWARD, UNTOUCHED, Fleet
 from ops.rollout.gates import GATES, judge, look_is_due, told
 from ops.rollout.observed import Observed
 from ops.rollout.samples import Samples, thinned
@@ -62,6 +62,8 @@ def _advanced(rollout: Rollout, observed: Observed) -> Rollout:
         return _verifying(rollout, observed)
     if (after := adopted(settled(rollout, observed), observed)) is not rollout:
         return after
+    if rollout.phase in FORWARD and (why := _against(rollout, observed)):
+        return rolling_back(rollout, observed.now_s, why)
     match rollout.phase:
         case Phase.CANARY:
             return _canary(rollout, observed)
@@ -104,10 +106,6 @@ def _verifying(rollout: Rollout, observed: Observed) -> Rollout:
 
 def _canary(rollout: Rollout, observed: Observed) -> Rollout:
     now_s, spec, fleet = observed.now_s, rollout.spec, Fleet(rollout, observed)
-    if rollout.wish is Wish.ABORT:
-        return rolling_back(rollout, now_s, "an operator asked for it")
-    if why := _cannot_start(rollout, fleet):
-        return rolling_back(rollout, now_s, why)
     if rollout.wish is Wish.PROMOTE:
         return _promoted(rollout, observed, "an operator asked for it")
     watched = _watched(rollout, fleet)
@@ -146,10 +144,6 @@ def _promoted(rollout: Rollout, observed: Observed, why: str) -> Rollout:
 
 def _promoting(rollout: Rollout, observed: Observed) -> Rollout:
     now_s, spec, fleet = observed.now_s, rollout.spec, Fleet(rollout, observed)
-    if rollout.wish is Wish.ABORT:
-        return rolling_back(rollout, now_s, "an operator asked for it")
-    if why := _cannot_start(rollout, fleet):
-        return rolling_back(rollout, now_s, why)
     looked = _looked(rollout, observed)
     if looked != rollout:
         return looked
@@ -196,11 +190,13 @@ def _ended(rollout: Rollout, phase: Phase, now_s: float, why: str) -> Rollout:
     return ended.with_note(now_s, phase.value, why)
 
 
-def _cannot_start(rollout: Rollout, fleet: Fleet) -> str:
-    """Why the new version cannot serve on replicas that start with it; "": nothing speaks against it."""
-    assignment, load_failure = fleet.observed.assignment, fleet.observed.load_failure
+def _against(rollout: Rollout, observed: Observed) -> str:
+    """What takes it back whatever its gates say; "": nothing does."""
+    if rollout.wish is Wish.ABORT:
+        return "an operator asked for it"
+    assignment, load_failure = observed.assignment, observed.load_failure
     starts_new = assignment is not None and assignment.new_replica == rollout.to_version
-    if load_failure and starts_new and fleet.missing:
+    if load_failure and starts_new and Fleet(rollout, observed).missing:
         return f"a replica that starts cannot load {rollout.to_version}: {load_failure}"
     return ""
 
@@ -320,7 +316,12 @@ def _turn_actions(rollout: Rollout, turn: Turn, fleet: Fleet) -> list[Action]:
 
 
 def _why(rollout: Rollout, observed: Observed) -> str:
-    """What it waits for, or does; one sentence without its full stop."""
+    """What it waits for, or does, and why the last action was refused; one sentence without its full stop."""
+    refused = f"; refused: {observed.refused.rstrip('.')}" if observed.refused else ""
+    return f"{_waits_for(rollout, observed)}{refused}"
+
+
+def _waits_for(rollout: Rollout, observed: Observed) -> str:
     if rollout.phase is Phase.VERIFYING:
         return f"the files of {rollout.to_version} are being read" if not rollout.paused else "it is paused"
     fleet, turn = Fleet(rollout, observed), rollout.turn

@@ -152,7 +152,7 @@ class Engine:
             assert before is not None, "nothing takes a rollout away"
             decision = decide(before, self._observed(now_s, before, serving, turn_lives))
             await ledger.change(rollout=decision.rollout)
-            await ledger.note_decisions(decision.rollout)
+            await ledger.note_rest(decision.rollout)
         self._why, self._refused = decision.why, ""
         self._watch(decision.rollout)
         if decision.rollout.ended and not before.ended:
@@ -243,6 +243,9 @@ class Engine:
             found = await asyncio.to_thread(self._shelf.check, rollout.to_version, rollout.from_version)
         except OSError as error:
             found = Check(version=rollout.to_version, problems=(f"its files cannot be read: {error}",))
+        except Exception as error:  # a mistake of ours: unsaid, the rollout would wait for its deadline
+            logger.exception("Version %s could not be verified.", rollout.to_version)
+            found = Check(version=rollout.to_version, problems=(f"it could not be verified: {error!r}",))
         if rollout.spec.strategy is Strategy.SURGE or not found.same_architecture:
             serving = await self._ask_serve(self._clock())
             if serving is not None and not (serving.autoscaled or serving.scalable):
@@ -285,29 +288,28 @@ class Engine:
         return await self._around.swap(action.replica_id, swap, action.migrate)
 
     async def _scale(self, extra: int) -> str:
+        """That there are so many on top is stored when it has been done: what is stored is not asked for again."""
         serving = await self._ask_serve(self._clock(), anew=True)
         if serving is None:
             return "Ray Serve does not answer"
         self._serving = None
-        ledger = self.ledger
         if serving.autoscaled:  # its policy adds what the router tells it (cluster/serve_scaling.py)
-            async with ledger.changing:
-                await ledger.change(extra=extra)
             assert self._assignment is not None, "a rollout has one"
-            return await self._serve_by(assignments.scaled(self._assignment, extra))
-        before = ledger.kept
+            refused = await self._serve_by(assignments.scaled(self._assignment, extra))
+            await self._keep(extra=extra)
+            return refused
+        before = self.ledger.kept
         base = before.base if before.base is not None else serving.target
-        async with ledger.changing:
-            await ledger.change(extra=extra, base=base)
-        refused = ""
-        if serving.target != base + extra:
-            refused = await self._around.scale(before.deployment, base + extra)
-        async with ledger.changing:
-            if refused:
-                await ledger.change(extra=before.extra, base=before.base)
-            elif not extra:
-                await ledger.change(base=None)
-        return refused
+        await self._keep(base=base)  # first, or one that died in between would count the extra ones to it
+        if serving.target != base + extra and (refused := await self._around.scale(before.deployment, base + extra)):
+            await self._keep(base=base if before.extra else None)
+            return refused
+        await self._keep(extra=extra, base=base if extra else None)
+        return ""
+
+    async def _keep(self, **changes: Any) -> None:
+        async with self.ledger.changing:
+            await self.ledger.change(**changes)
 
     # -- what is known ------------------------------------------------------------------------------------------------
 

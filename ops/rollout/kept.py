@@ -27,12 +27,12 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     rollout: Rollout | None = None  # that runs, or the last one
     past: tuple[Past, ...] = ()  # those before it, the oldest first
     rollouts: int = 0  # so many in all; makes ids
-    wanted: str = ""  # the last user_config, as JSON, that was acted upon
-    served: bool = False  # a request has ended here: who asks for another version by then wants a rollout
+    wanted: str = ""  # the last user_config, as JSON, that was acted upon, or refused
+    served: bool = False  # a request was granted here: who asks for another version by then wants a rollout
     checksums: dict[str, str] = {}  # version -> digest of its loaded weights, as the first replica had it
     deployment: str = ""  # "application#deployment" of the replicas, as Ray Serve names it; "": none was seen yet
-    extra: int = 0  # replicas on top, as the last `Scale` said
-    base: int | None = None  # replicas that Serve kept before it; None: it is not asked for more
+    extra: int = 0  # replicas on top, as the last `Scale` that was done said
+    base: int | None = None  # replicas that Serve kept before it, stored before it is done; None: none are on top
 
     @property
     def running(self) -> Rollout | None:
@@ -67,7 +67,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def past(rollout: Rollout) -> Past:
-    """Of one that has ended. Why it went back stands where that began, not at its end."""
+    """Of one that has ended. Why it went back stands where that began; after its end, replicas that came late do."""
     why = {note.what: note.detail for note in rollout.notes}
     return Past(
         id=rollout.id,
@@ -75,7 +75,7 @@ def past(rollout: Rollout) -> Past:
         to_version=rollout.to_version,
         phase=rollout.phase,
         strategy=str(rollout.strategy),
-        why=why.get(Phase.ROLLING_BACK) or (rollout.notes[-1].detail if rollout.notes else ""),
+        why=why.get(Phase.ROLLING_BACK) or why.get(rollout.phase, ""),
         started_by=rollout.by,
         started_s=rollout.started_s,
         ended_s=rollout.ended_s,

@@ -17,7 +17,8 @@ logger = logging.getLogger("moray.rollout")
 
 NAME = "rollouts"  # in the store
 CONTROLLER = "controller"  # who did it, in the audit log, where nobody asked
-ASKED_FOR = frozenset({"started", "abort", "paused", "resumed", "promote"})  # notes whose order is in the log itself
+ASKED_FOR = frozenset({"started", "abort", "paused", "resumed", "promote"})  # notes of orders, which `note` tells of
+UNKNOWN = "not known: the controller died at it"  # from where an order came that only its own note tells of
 
 
 class By(NamedTuple):
@@ -53,26 +54,21 @@ class Ledger:
         """`keep` with other fields."""
         await self.keep(msgspec.structs.replace(self.kept, **changes))
 
-    async def note(self, what: str, by: By, rollout: str = "", detail: str = "") -> None:
-        """Into the audit log."""
-        await asyncio.to_thread(self._audit.add, what, who=by.who, where=by.where, rollout=rollout, detail=detail)
+    async def note(self, what: str, by: By, rollout: str = "", detail: str = "", number: int | None = None) -> None:
+        """Into the audit log. `number`: of the rollout's last note that this tells of."""
+        await asyncio.to_thread(
+            self._audit.add, what, who=by.who, where=by.where, rollout=rollout, detail=detail, note=number
+        )
+        if number is not None:
+            self._noted = {rollout: number}
 
-    async def note_decisions(self, rollout: Rollout) -> None:
-        """What the rollout decided by itself, each once, however often the controller dies at it."""
+    async def note_rest(self, rollout: Rollout) -> None:
+        """What the log lacks of the rollout's own notes, each once, however often the controller dies at it."""
         done = self._noted.get(rollout.id, -1)
         for note in rollout.notes:
-            if note.number <= done or note.what in ASKED_FOR:
-                continue
-            await asyncio.to_thread(
-                self._audit.add,
-                note.what,
-                who=self._here.who,
-                where=self._here.where,
-                rollout=rollout.id,
-                detail=note.detail,
-                note=note.number,
-            )
-            self._noted = {rollout.id: note.number}
+            if note.number > done:
+                by = By(note.by, UNKNOWN) if note.what in ASKED_FOR else self._here
+                await self.note(note.what, by, rollout.id, note.detail, note.number)
 
     async def entries(self, count: int) -> list[dict[str, Any]]:
         """The audit log's last ones, the oldest first."""

@@ -42,7 +42,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     now_s: float
     replicas: tuple[ReplicaSeen, ...] | None  # None: the router does not answer, so that nothing is known
     wanted: int = 0  # replicas that are to be there, without `extra`; 0: not known
-    extra: int = 0  # replicas on top, as the last `Scale` said
+    extra: int = 0  # replicas on top, as the last `Scale` that was done said
     assignment: Assignment | None = None  # as it is stored; None: nothing is
     in_effect: bool = False  # the router acts by it
     check: Check | None = None  # None: not asked for since this controller started, or not done yet

@@ -76,9 +76,11 @@ class Orders:
             why = str(error)
             await ledger.note("refused", by, detail=f"{what or 'start'} of {asked.get('version')!r}: {why}")
             raise Refused(why) from None
+        if (last := ledger.kept.rollout) is not None:
+            await ledger.note_rest(last)
         await ledger.keep(ledger.kept.begin(rollout))
         about = f"from {rollout.from_version} to {rollout.to_version}"
-        await ledger.note("start", by, rollout.id, f"{about}, {what}" if what else about)
+        await ledger.note("start", by, rollout.id, f"{about}, {what}" if what else about, rollout.noted - 1)
         self._wake()
 
     async def _command(self, name: str, by: By) -> None:
@@ -93,8 +95,12 @@ class Orders:
         except Refused as why:
             await ledger.note("refused", by, rollout.id if rollout else "", f"{name}: {why}")
             raise
+        if changed == rollout:
+            await ledger.note(name, by, rollout.id, "it was so already")
+            return
+        await ledger.note_rest(rollout)
         await ledger.change(rollout=changed)
-        await ledger.note(name, by, changed.id, "" if changed != rollout else "it was so already")
+        await ledger.note(name, by, changed.id, number=changed.noted - 1)
         self._wake()
 
     def _refuse_second(self) -> None:
@@ -154,9 +160,13 @@ class Orders:
                 await ledger.note("held", USER_CONFIG, running.id, held)
             return
         self.held = ""
-        await ledger.change(wanted=text)
-        if running is not None:
-            if wish.version == running.from_version:
-                await self._command(Command.ABORT, USER_CONFIG)
-        elif wish.version != self._stable():
-            await self._start({"version": wish.version, **wish.rollout}, USER_CONFIG, at_once=is_new_here)
+        try:
+            if running is not None:
+                if wish.version == running.from_version:
+                    await self._command(Command.ABORT, USER_CONFIG)
+            elif wish.version != self._stable():
+                await self._start({"version": wish.version, **wish.rollout}, USER_CONFIG, at_once=is_new_here)
+        except Refused:
+            await ledger.change(wanted=text)  # or it would be refused every second
+            raise
+        await ledger.change(wanted=text)  # last: a controller that dies before has not done it

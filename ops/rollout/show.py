@@ -10,6 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ops.alarms import span
+
 _PHASE_STYLES = {"done": "green", "rolling-back": "yellow", "rolled-back": "bold yellow", "failed": "bold red"}
 _ANSWER_STYLES = {"yes": "green", "no": "bold red", "unknown": "yellow"}
 SHOWN_EVENTS = 12
@@ -125,15 +127,6 @@ def phase(name: str) -> Text:
 
 def who(name: object) -> str:
     return str(name) if name else "(no keys)"
-
-
-def span(seconds: float) -> str:
-    seconds = max(seconds, 0.0)
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
 
 
 def _ago(seconds: float) -> Text:

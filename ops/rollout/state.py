@@ -129,13 +129,3 @@ def started(id: str, spec: RolloutSpec, from_version: str, now_s: float, by: str
         raise ValueError("The served model has no version: set model.store and model.version, and serve it from there")
     rollout = Rollout(id=id, spec=spec, from_version=from_version, started_s=now_s, since_s=now_s, by=by)
     return rollout.with_note(now_s, "started", f"from {from_version} to {spec.version}", by)
-
-
-def encode(rollout: Rollout) -> bytes:
-    """As JSON, to be stored."""
-    return msgspec.json.encode(rollout)
-
-
-def decode(stored: bytes) -> Rollout:
-    """msgspec.DecodeError or msgspec.ValidationError: it is none of ours."""
-    return msgspec.json.decode(stored, type=Rollout)

@@ -125,10 +125,14 @@ class Reading:
         return _answer(self._samples, self._usage)
 
 
-def whole(reply: Mapping[str, Any]) -> Answer:
+def whole(body: bytes) -> Answer:
     """The answer of a reply that was not streamed. Raises Broken."""
-    if "choices" not in reply:
-        raise Broken(f"no answer: {json.dumps(reply)[:500]}")
+    try:
+        reply = json.loads(body)
+    except ValueError:
+        raise Broken(f"the body is no JSON: {body[:200]!r}") from None
+    if not isinstance(reply, dict) or "choices" not in reply:
+        raise Broken(f"no answer: {body[:500]!r}")
     samples: dict[int, _Growing] = {}
     for piece in reply["choices"]:
         samples.setdefault(piece["index"], _Growing()).add(piece)

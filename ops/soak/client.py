@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 
 import httpx
@@ -70,7 +69,7 @@ class Client:
             if reply.status_code != 200:
                 raise Broken(f"HTTP {reply.status_code}: {(await reply.aread())[:500]!r}")
             if not ask.streamed:
-                return whole(_object(await reply.aread()))
+                return whole(await reply.aread())
             return await self._read(reply, abort_after)
         finally:
             await reply.aclose()
@@ -86,13 +85,3 @@ class Client:
             if abort_after is not None and reading.events >= abort_after:
                 raise Aborted
         return reading.end()
-
-
-def _object(body: bytes) -> dict[str, object]:
-    try:
-        value = json.loads(body)
-    except ValueError:
-        raise Broken(f"the body is no JSON: {body[:200]!r}") from None
-    if not isinstance(value, dict):
-        raise Broken(f"the body is no object: {body[:200]!r}")
-    return value

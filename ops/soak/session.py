@@ -16,7 +16,7 @@ from ops.processes import Process, identify, is_alive, members
 from ops.soak.leaks import Levels
 
 _ANSWER_LIMIT_S = 15
-_CORE = "replicas.core_process"
+CORE = "replicas.core_process"  # an engine core has a process of its own, with this in its command line
 
 
 class SoakFailed(UserError):
@@ -82,8 +82,8 @@ def _kind(pid: int) -> str:
     try:
         process = psutil.Process(pid)
         command = process.cmdline()
-        if _CORE in command:
-            return _CORE
+        if CORE in command:
+            return CORE
         title = command[0] if command else ""
         # Ray: "ray::Router", and while a method runs "ray::Router.status".
         return title.split(".")[0].strip() if title.startswith("ray::") else process.name()

@@ -7,8 +7,9 @@ import contextlib
 import multiprocessing
 import os
 import threading
+from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from local_router import LocalRouter
@@ -28,6 +29,9 @@ OVERRIDES = {
     "model.tool_call_parser": "hermes",
     "metrics.enabled": False,  # a process has one registry, and pytest's may have several stacks in turn
 }
+
+
+S = TypeVar("S", bound="Stack")
 
 
 class Stack:
@@ -100,3 +104,15 @@ class Stack:
         self._pipe.send(Stop())
         await asyncio.to_thread(self._thread.join, 10)
         await asyncio.to_thread(self._reader.join, 10)
+
+
+@contextlib.asynccontextmanager
+async def running(make: Callable[[], S]) -> AsyncIterator[S]:
+    """A stack that is started, and closed in the end; the environment, which its engine changes, is as before then."""
+    before = dict(os.environ)
+    made = make()
+    await made.start()
+    yield made
+    await made.close()
+    os.environ.clear()
+    os.environ.update(before)

@@ -9,38 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from infos import replica_info
 
 from cluster.batching import LOOK_AT, ContinuousBatcher, Policy
 from cluster.outcomes import Ending
 from cluster.output_length import PRIOR_TOKENS
 from cluster.prefix_index import Anchors
 from cluster.replica_room import LAG_HALF_LIFE_S, ReplicaRoom
-from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Ticket, Work
+from replicas.messages import Grant, LoadReport, Released, ReplicaInfo, Ticket, Work
 
 WAIT_S = 10.0
 
 
 def info(replica_id: str = "a", epoch: int = 1, max_num_seqs: int = 4, kv_tokens: int = 4096) -> ReplicaInfo:
-    capacity = Capacity(
-        kv_tokens=kv_tokens,
-        block_tokens=16,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=1024,
-        max_model_len=2048,
-    )
-    return ReplicaInfo(
-        replica_id=replica_id,
-        epoch=epoch,
-        host="h",
-        port=1,
-        token="t",
-        model="m",
-        engine_pid=1,
-        engine_host="thread",
-        device="cpu",
-        capacity=capacity,
-        shards=(),
-    )
+    return replica_info(replica_id, epoch, max_num_seqs=max_num_seqs, kv_tokens=kv_tokens)
 
 
 def ticket(request_id: str, prompt: int = 1, max_tokens: int = 15, resumed: bool = False) -> Ticket:

@@ -210,9 +210,9 @@ async def test_copies_run_for_nobody_to_read(cluster):
         own = cluster.heard.of(copy.request_id.removeprefix("mirror-"))
         assert (copy.version, copy.ending, copy.output_tokens, copy.session) == ("v2", "DONE", 40, own.session)
         assert (copy.tenant, copy.arrived_at) == ("", own.arrived_at)
+    await nothing_is_left(cluster)
     tenants = cluster.router.state.status()["tenants"]
     assert [(t["requests"], t["output_tokens"]) for t in tenants] == [(8, 320)]
-    await nothing_is_left(cluster)
 
 
 async def test_a_share_of_the_sessions_is_copied(cluster):

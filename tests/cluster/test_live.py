@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 
+from infos import replica_info
+
 from cluster.live import HangWatch, Live, Peer, Resources, SeenReplica, seen_replicas
 from cluster.outcomes import RequestContext
-from replicas.messages import Capacity, Grant, ReplicaInfo, Ticket
+from replicas.messages import Grant, Ticket
 from replicas.wire import Kind
 
 
 def peer(replica_id: str = "a") -> Peer:
-    capacity = Capacity(kv_tokens=64, block_tokens=16, max_num_seqs=2, max_num_batched_tokens=64, max_model_len=64)
-    info = ReplicaInfo(
-        replica_id=replica_id, epoch=3, host="h", port=1, token="t", model="m", version="v2", engine_pid=1,
-        engine_host="process", device="cpu", capacity=capacity, shards=(),
-    )  # fmt: skip
-    return Peer(info)
+    return Peer(replica_info(replica_id, epoch=3, version="v2"))
 
 
 def live(replica_id: str | None, submitted: bool = True) -> Live:

@@ -6,31 +6,18 @@ from collections import Counter
 
 import msgspec
 import pytest
+from infos import replica_info
 
 from cluster.batcher import Batcher
 from cluster.peers import PEERS, SentPrefixes
-from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Ticket
+from replicas.messages import Grant, LoadReport, Released, ReplicaInfo, Ticket
 
 BLOCK = 16
 SYSTEM = tuple(range(1000, 1010))
 
 
 def replica(name: str, epoch: int = 1) -> ReplicaInfo:
-    return ReplicaInfo(
-        replica_id=name,
-        epoch=epoch,
-        host="",
-        port=0,
-        token="",
-        model="m",
-        engine_pid=0,
-        engine_host="process",
-        device="cpu",
-        capacity=Capacity(
-            kv_tokens=40 * BLOCK, block_tokens=BLOCK, max_num_seqs=8, max_num_batched_tokens=64, max_model_len=640
-        ),
-        shards=(),
-    )
+    return replica_info(name, epoch, kv_tokens=40 * BLOCK, max_num_seqs=8, max_num_batched_tokens=64, max_model_len=640)
 
 
 def ticket(name: str, prompt: int = 32, blocks: tuple[int, ...] = (), max_tokens: int = 100) -> Ticket:

@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
-from api_stack import Stack
+from api_stack import Stack, running
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack() -> AsyncIterator[Stack]:
-    before = dict(os.environ)
-    made = Stack()
-    await made.start()
-    yield made
-    await made.close()
-    os.environ.clear()
-    os.environ.update(before)
+    async with running(Stack) as made:
+        yield made
 
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -6,6 +6,7 @@ import random
 
 import msgspec
 import pytest
+from infos import replica_info
 
 from cluster.autoscaling import Pace
 from cluster.batcher import ReplicaView
@@ -24,19 +25,8 @@ BASE_S, PREFILL_S, DECODE_S = 10e-3, 2e-5, 1e-4
 
 
 def view(replica_id: str = "a", kv: float = 0.5, load_s: float = 0.0, **changes: object) -> ReplicaView:
-    info = ReplicaInfo(
-        replica_id=replica_id,
-        epoch=1,
-        host="h",
-        port=1,
-        token="t",
-        model="m",
-        engine_pid=1,
-        engine_host="process",
-        device="cpu",
-        capacity=CAPACITY,
-        shards=(),
-        load_s=load_s,
+    info = replica_info(
+        replica_id, load_s=load_s, kv_tokens=1000, max_num_seqs=100, max_num_batched_tokens=1000, max_model_len=500
     )
     load = LoadReport(replica_id=replica_id, epoch=1, running=0, waiting=0, kv_used=kv)
     return ReplicaView(info, load, 0, 0, False)._replace(**changes)

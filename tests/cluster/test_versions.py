@@ -9,11 +9,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from infos import replica_info
 
 from cluster.batching import MIRROR_WAIT_S, MIRRORS, ContinuousBatcher, Policy
 from cluster.outcomes import Ending
 from cluster.traffic import POINTS
-from replicas.messages import Capacity, Grant, LoadReport, Released, ReplicaInfo, Tenant, Ticket
+from replicas.messages import Grant, LoadReport, Released, ReplicaInfo, Tenant, Ticket
 
 WAIT_S = 10.0
 SPLIT = {"v2": 0.25, "v1": 0.75}
@@ -22,26 +23,13 @@ SPLIT = {"v2": 0.25, "v1": 0.75}
 def info(
     replica_id: str, version: str, epoch: int = 1, max_num_seqs: int = 100, kv_tokens: int = 1 << 20
 ) -> ReplicaInfo:
-    capacity = Capacity(
-        kv_tokens=kv_tokens,
-        block_tokens=16,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=1 << 20,
-        max_model_len=2048,
-    )
-    return ReplicaInfo(
-        replica_id=replica_id,
-        epoch=epoch,
-        host="h",
-        port=1,
-        token="t",
-        model="m",
+    return replica_info(
+        replica_id,
+        epoch,
         version=version,
-        engine_pid=1,
-        engine_host="thread",
-        device="cpu",
-        capacity=capacity,
-        shards=(),
+        max_num_seqs=max_num_seqs,
+        kv_tokens=kv_tokens,
+        max_num_batched_tokens=1 << 20,
     )
 
 

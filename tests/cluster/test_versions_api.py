@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import httpx
 import msgspec
 import pytest
 import pytest_asyncio
-from api_stack import Stack
+from api_stack import Stack, running
 from scripted_core import until
 
 from cluster.journal import Ended, Listener
@@ -72,13 +71,8 @@ class Versions(Stack):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def module_stack() -> AsyncIterator[Versions]:
-    before = dict(os.environ)
-    made = Versions()
-    await made.start()
-    yield made
-    await made.close()
-    os.environ.clear()
-    os.environ.update(before)
+    async with running(Versions) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(loop_scope="module")

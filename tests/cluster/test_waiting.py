@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from infos import replica_info
 
 from cluster.batching import ContinuousBatcher, Policy
 from cluster.waiting import TokenCounters, Waiting, WaitingQueue
-from replicas.messages import Capacity, LoadReport, Released, ReplicaInfo, Tenant, Ticket, Work
+from replicas.messages import LoadReport, Released, ReplicaInfo, Tenant, Ticket, Work
 
 STARVATION_S = 10.0
 WEIGHT = {"t": 1.0, "u": 2.0, "v": 0.5}
@@ -169,22 +170,7 @@ def test_a_withdrawn_ticket_that_comes_again_is_another_one():
 
 
 def replica(seqs: int, kv_tokens: int = 100_000) -> ReplicaInfo:
-    capacity = Capacity(
-        kv_tokens=kv_tokens, block_tokens=16, max_num_seqs=seqs, max_num_batched_tokens=1024, max_model_len=2048
-    )
-    return ReplicaInfo(
-        replica_id="a",
-        epoch=1,
-        host="h",
-        port=1,
-        token="t",
-        model="m",
-        engine_pid=1,
-        engine_host="thread",
-        device="cpu",
-        capacity=capacity,
-        shards=(),
-    )
+    return replica_info(max_num_seqs=seqs, kv_tokens=kv_tokens)
 
 
 class Load:

@@ -8,65 +8,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import pytest
+from webhook import NOT_SERVING, Webhook
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-NOT_SERVING = "up-but-not-serving"
 STREAMS, TOKENS = 12, 600
-Answer = tuple[str, str]  # text, finish reason
-
-
-class Receiver:
-    """A webhook: what it was sent, and when."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[float, dict[str, Any]]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.got.append((time.monotonic(), json.loads(body)))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/alarms"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def told(self, status: str, replica: str) -> list[float]:
-        """When it was told that this replica is not serving, or is no longer a matter."""
-        labels = [(at, body["status"], each["labels"]) for at, body in self.got for each in body["alerts"]]
-        return [
-            at
-            for at, what, each in labels
-            if what == status and each["alertname"] == NOT_SERVING and each["replica"] == replica
-        ]
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+Text = tuple[str, str]  # text, finish reason
 
 
 NewSession = Callable[[Mapping[str, str]], AbstractContextManager[Any]]
-TWO = {"replicas.count": "2", "experts.expert_parallel": "1"}
 
 
-async def stream(client: httpx.AsyncClient, i: int) -> Answer:
+async def stream(client: httpx.AsyncClient, i: int) -> Text:
     text, finish, last = "", "", ""
     body = {
         "model": "tiny-r1",
@@ -92,7 +51,7 @@ async def stream(client: httpx.AsyncClient, i: int) -> Answer:
     return text, finish
 
 
-async def streams(url: str, disturb: Callable[[], None] | None = None, after_s: float = 0.4) -> list[Answer]:
+async def streams(url: str, disturb: Callable[[], None] | None = None, after_s: float = 0.4) -> list[Text]:
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
         asks = [asyncio.ensure_future(stream(client, i)) for i in range(STREAMS)]
         if disturb is not None:
@@ -118,10 +77,11 @@ def alarms(session: Any) -> dict[str, Any]:
 
 
 def test_a_frozen_replica_is_told_healed_and_resolved(
-    new_session: NewSession, receiver: Receiver, eventually: Callable[..., Any]
+    new_session: NewSession, webhook: Webhook, eventually: Callable[..., Any]
 ) -> None:
     """With the default bounds: gateways alone would wait for 30 s."""
-    with new_session(TWO | {"alarms.webhook": receiver.url}) as session:
+    settings = {"replicas.count": "2", "experts.expert_parallel": "1", "alarms.webhook": webhook.url}
+    with new_session(settings) as session:
         eventually(lambda: len(session.status()["replicas"]) == 2, 60, "both are ready")
         undisturbed = asyncio.run(streams(session.url))
         frozen: list[Any] = []
@@ -130,9 +90,9 @@ def test_a_frozen_replica_is_told_healed_and_resolved(
         assert session.status()["gateway"]["resumed"] > 0, "nothing was running on the replica that froze"
         assert disturbed == undisturbed
 
-        eventually(lambda: receiver.told("firing", replica), 15, "the webhook is told")
-        assert receiver.told("firing", replica)[0] - frozen_at < 15.0
-        eventually(lambda: receiver.told("resolved", replica), 60, "it is resolved")
+        eventually(lambda: webhook.told("firing", replica), 15, "the webhook is told")
+        assert webhook.told("firing", replica)[0] - frozen_at < 15.0
+        eventually(lambda: webhook.told("resolved", replica), 60, "it is resolved")
         eventually(lambda: is_replaced(session, replica), 120, "it is replaced")
         eventually(lambda: alarms(session)["healing"][-1]["outcome"] == "recovered", 30, "the healing is over")
         told = alarms(session)
@@ -140,7 +100,7 @@ def test_a_frozen_replica_is_told_healed_and_resolved(
             ("drain", "done"), ("restart", "done"), ("recover", "recovered"),
         ]  # fmt: skip
         assert {h["replica"] for h in told["healing"]} == {replica} and NOT_SERVING in told["healing"][0]["why"]
-        assert len(receiver.told("firing", replica)) == len(receiver.told("resolved", replica)) == 1
+        assert len(webhook.told("firing", replica)) == len(webhook.told("resolved", replica)) == 1
         assert not [alarm for alarm in told["alarms"] if alarm["name"] == NOT_SERVING]
         rows = httpx.get(f"{session.url}/moray/history", timeout=20).json()["rows"]
         assert sum(row["requests"] for row in rows) == 2 * STREAMS
@@ -150,29 +110,26 @@ def test_a_frozen_replica_is_told_healed_and_resolved(
 
 
 def test_the_controller_dies_while_an_alarm_is_raised(
-    new_session: NewSession, receiver: Receiver, eventually: Callable[..., Any]
+    unhealed: Any, webhook: Webhook, eventually: Callable[..., Any]
 ) -> None:
-    healing_off = {"alarms.restarts_per_hour": "0", "alarms.no_token_s": "3", "replicas.hang_timeout_s": "25"}
-    with new_session(TWO | healing_off | {"alarms.webhook": receiver.url}) as session:
-        eventually(lambda: len(session.status()["replicas"]) == 2, 60, "both are ready")
-        asyncio.run(streams(session.url))  # warm
-        frozen: list[Any] = []
-        before: list[int] = []
+    asyncio.run(streams(unhealed.url))  # warm
+    frozen: list[Any] = []
+    before: list[int] = []
 
-        def freeze_then_kill() -> None:
-            freeze_the_busier_one(session, frozen)
-            eventually(lambda: receiver.told("firing", frozen[0]), 15, "the webhook is told")
-            before.append(alarms(session)["pid"])
-            os.kill(before[0], signal.SIGKILL)
+    def freeze_then_kill() -> None:
+        freeze_the_busier_one(unhealed, frozen)
+        eventually(lambda: webhook.told("firing", frozen[0]), 15, "the webhook is told")
+        before.append(alarms(unhealed)["pid"])
+        os.kill(before[0], signal.SIGKILL)
 
-        watching = threading.Thread(target=freeze_then_kill)
-        disturbed = asyncio.run(streams(session.url, watching.start))
-        watching.join()
-        assert len(disturbed) == STREAMS and before
-        told = eventually(
-            lambda: (a := alarms(session))["watching"] and a["pid"] != before[0] and a, 30, "the controller is back"
-        )
-        assert any(change["raised"] and change["alarm"]["name"] == NOT_SERVING for change in told["recent"])
-        eventually(lambda: receiver.told("resolved", frozen[0]), 90, "Serve has replaced it, the alarm is resolved")
-        time.sleep(3)  # what is told twice comes late
-        assert len(receiver.told("firing", frozen[0])) == len(receiver.told("resolved", frozen[0])) == 1
+    watching = threading.Thread(target=freeze_then_kill)
+    disturbed = asyncio.run(streams(unhealed.url, watching.start))
+    watching.join()
+    assert len(disturbed) == STREAMS and before
+    told = eventually(
+        lambda: (a := alarms(unhealed))["watching"] and a["pid"] != before[0] and a, 30, "the controller is back"
+    )
+    assert any(change["raised"] and change["alarm"]["name"] == NOT_SERVING for change in told["recent"])
+    eventually(lambda: webhook.told("resolved", frozen[0]), 90, "Serve has replaced it, the alarm is resolved")
+    time.sleep(3)  # what is told twice comes late
+    assert len(webhook.told("firing", frozen[0])) == len(webhook.told("resolved", frozen[0])) == 1

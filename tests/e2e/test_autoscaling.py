@@ -20,9 +20,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 QUICK = {
     "experts.expert_parallel": "1",
     "engine.max_num_seqs": "8",
+    "autoscaling.min_replicas": "0",
+    "autoscaling.max_replicas": "2",
+    "autoscaling.idle_to_zero_s": "5",
     "autoscaling.interval_s": "1",
     "autoscaling.fast_s": "3",
-    "autoscaling.slow_s": "12",
+    "autoscaling.slow_s": "8",
     "autoscaling.load_s": "15",
     "autoscaling.scale_out_cool_down_s": "2",
     "autoscaling.scale_in_cool_down_s": "2",
@@ -34,16 +37,8 @@ BUSY, CALM = 24, 3  # streams at a time; a replica runs eight
 
 @pytest.fixture(scope="module")
 def scaled(new_session: Callable[..., Any]) -> Iterator[Any]:
-    """From one to two replicas."""
-    with new_session(QUICK | {"autoscaling.max_replicas": "2"}) as running:
-        yield running
-
-
-@pytest.fixture
-def from_none(new_session: Callable[..., Any]) -> Iterator[Any]:
-    """One replica or none."""
-    settings = {"autoscaling.max_replicas": "1", "autoscaling.min_replicas": "0", "autoscaling.idle_to_zero_s": "5"}
-    with new_session(QUICK | settings | {"autoscaling.load_s": "60"}) as running:
+    """From none, while nobody asks, to two replicas."""
+    with new_session(QUICK) as running:
         yield running
 
 
@@ -74,14 +69,14 @@ class Load:
         await self._http.aclose()
 
 
-async def until(probe: Callable[[], Any], limit_s: float, load: Load | None = None) -> None:
+async def until(scaled: Any, probe: Callable[[], Any], limit_s: float, load: Load) -> None:
     """Fails with the first failed request at once."""
     deadline = time.monotonic() + limit_s
     while not await asyncio.to_thread(probe):
-        for task in load._running if load else ():
+        for task in load._running:
             if task.done() and not task.cancelled() and task.exception():
                 await task
-        assert time.monotonic() < deadline, f"not within {limit_s} s"
+        assert time.monotonic() < deadline, f"not within {limit_s} s: {scaled.status()['autoscaling']}"
         await asyncio.sleep(0.3)
 
 
@@ -93,15 +88,31 @@ async def day(scaled: Any, at_noon: Callable[[], None] = lambda: None) -> list[t
     """From calm to busy, where two replicas are to work, to calm, where one is to be left. All answers."""
     load = Load(scaled.url)
     load.become(BUSY)
-    await until(lambda: replicas(scaled) == 2, 120, load)
+    await until(scaled, lambda: replicas(scaled) == 2, 120, load)
     # What they run is there when one of them is taken.
-    await until(lambda: all(replica["granted"] for replica in scaled.status()["replicas"]), 30, load)
+    await until(scaled, lambda: all(replica["granted"] for replica in scaled.status()["replicas"]), 30, load)
     await asyncio.to_thread(at_noon)
     load.become(CALM)
-    await until(lambda: replicas(scaled) == 1, 120, load)
-    await until(lambda: scaled.status()["autoscaling"]["reason"].startswith("Stay at 1"), 30, load)
+    await until(scaled, lambda: replicas(scaled) == 1, 120, load)
+    await until(scaled, lambda: scaled.status()["autoscaling"]["reason"].startswith("Stay at 1"), 30, load)
     await load.end()
     return load.answers
+
+
+def test_a_request_is_held_while_the_first_replica_loads(scaled: Any, eventually: Callable[..., Any]) -> None:
+    async def ask() -> list[Answer]:
+        async with httpx.AsyncClient(base_url=scaled.url, timeout=120) as client:
+            return await asyncio.gather(*((stream if i % 2 else answer)(client, i) for i in range(4)))
+
+    warm = asyncio.run(ask())
+    eventually(lambda: replicas(scaled) == 0, 60, "none is left when nobody asks")
+    assert scaled.status()["autoscaling"]["target"] == 0
+    time.sleep(3.0)
+    assert scaled.status()["autoscaling"]["target"] == 0, "it came back although nobody asked"
+    assert asyncio.run(ask()) == warm  # held, loaded, answered
+    shown = scaled.moray("status").stdout
+    assert "autoscaling" in shown and "target" in shown
+    eventually(lambda: replicas(scaled) == 0, 60, "and none again")
 
 
 @pytest.fixture(scope="module")
@@ -141,19 +152,3 @@ def test_the_number_outlives_the_router(scaled: Any, expected: list[Answer]) -> 
 
     answers = asyncio.run(day(scaled, kill_the_router))
     assert [(i, got) for i, got in answers if got != expected[i]] == []
-
-
-def test_a_request_is_held_while_the_first_replica_loads(from_none: Any, eventually: Callable[..., Any]) -> None:
-    async def ask() -> list[Answer]:
-        async with httpx.AsyncClient(base_url=from_none.url, timeout=120) as client:
-            return await asyncio.gather(*((stream if i % 2 else answer)(client, i) for i in range(4)))
-
-    warm = asyncio.run(ask())
-    eventually(lambda: replicas(from_none) == 0, 60, "none is left when nobody asks")
-    assert from_none.status()["autoscaling"]["target"] == 0
-    time.sleep(3.0)
-    assert from_none.status()["autoscaling"]["target"] == 0, "it came back although nobody asked"
-    assert asyncio.run(ask()) == warm  # held, loaded, answered
-    shown = from_none.moray("status").stdout
-    assert "autoscaling" in shown and "target" in shown
-    eventually(lambda: replicas(from_none) == 0, 60, "and none again")

@@ -102,7 +102,7 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def busy(started: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def busy(new_session: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two replicas of two shards each, with fewer places in their batches than there are requests."""
     keys = tmp_path_factory.mktemp("keys") / "keys.yaml"
     entry = "  - name: {0}\n    keys: [{1}]\n    priority: {2}\n"
@@ -115,7 +115,7 @@ def busy(started: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) 
         "gateway.keys_file": str(keys),
         "gateway.operators": f'["{OPERATOR.tenant}"]',
     }
-    with started(settings) as running, Load(running.url) as load:
+    with new_session(settings) as running, Load(running.url) as load:
         yield Cluster(running.url, load, time.monotonic())
 
 

@@ -8,23 +8,21 @@ until its gateways give it up: it would be gone before the slower of the two way
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from http_server import Answer, Asked, http_server
 from promql import OF_OTHERS, RULES, known_names, metric_names, of_dashboards
 
 from ops.own_session import free_port
@@ -39,8 +37,6 @@ pytestmark = [
     ),
 ]
 FASTER = 10
-NewSession = Callable[[Mapping[str, str]], AbstractContextManager[Any]]
-HANG_S = 24  # the controller alarms after a third of it
 STREAMS = 24  # of which the busier replica has ten or more
 # NVML answers where GPUs are; and nothing is healed or rolled here.
 ON_GPUS = (metrics.GPU_UTILIZATION, metrics.GPU_MEMORY_USED, metrics.GPU_MEMORY_TOTAL)
@@ -59,22 +55,11 @@ class Receiver:
 
     def __init__(self) -> None:
         self.got: list[tuple[float, str, dict[str, str]]] = []
-        receiver = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                at = time.monotonic()
-                receiver.got += [(at, alert["status"], alert["labels"]) for alert in body["alerts"]]
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/alerts"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def answer(self, asked: Asked) -> Answer:
+        at = time.monotonic()
+        self.got += [(at, alert["status"], alert["labels"]) for alert in asked.json["alerts"]]
+        return Answer()
 
     def told(self, status: str, **labels: str) -> list[float]:
         """When it was told so of an alert with these labels; "": it has none of that name."""
@@ -129,7 +114,7 @@ def faster_rules() -> str:
 
 
 @contextmanager
-def alertmanager(directory: Path, receiver: Receiver) -> Iterator[str]:
+def alertmanager(directory: Path, receiver_url: str, address: str) -> Iterator[str]:
     route = {
         "receiver": "test",
         "group_by": ["..."],
@@ -137,10 +122,9 @@ def alertmanager(directory: Path, receiver: Receiver) -> Iterator[str]:
         "group_interval": "1s",
         "repeat_interval": "1h",
     }
-    hook = {"url": receiver.url, "send_resolved": True}
+    hook = {"url": receiver_url, "send_resolved": True}
     config = directory / "alertmanager.yaml"
     config.write_text(yaml.safe_dump({"route": route, "receivers": [{"name": "test", "webhook_configs": [hook]}]}))
-    address = f"127.0.0.1:{free_port()}"
     command = [str(ALERTMANAGER), f"--config.file={config}", f"--storage.path={directory / 'alertmanager'}"]
     command += [f"--web.listen-address={address}", "--cluster.listen-address="]
     with running(command, f"http://{address}/-/ready", directory / "alertmanager.log"):
@@ -195,59 +179,55 @@ async def streams(url: str, disturb: Callable[[], None] | None = None) -> list[t
 
 
 def test_a_frozen_replica_alarms_and_the_alarm_ends(
-    new_session: NewSession, tmp_path: Path, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    unhealed: Any, alertmanager_address: str, tmp_path: Path, eventually: Callable[..., Any]
 ) -> None:
-    monkeypatch.setenv("RAY_metrics_report_interval_ms", "2000")
     receiver = Receiver()
-    with alertmanager(tmp_path, receiver) as alerts_to:
-        settings = {
-            "replicas.count": "2",
-            "experts.expert_parallel": "1",
-            "replicas.hang_timeout_s": str(HANG_S),
-            "alarms.restarts_per_hour": "0",
-            "alarms.alertmanager": f'["{alerts_to}"]',
+    with (
+        http_server(receiver.answer) as receiver_url,
+        alertmanager(tmp_path, receiver_url, alertmanager_address) as alerts_to,
+        prometheus(tmp_path, unhealed, alerts_to) as server,
+    ):
+        eventually(lambda: jobs_up(server) == {"moray-gateway", "ray"}, 30, "Prometheus has scraped all")
+        groups = ask(server, "rules")["groups"]
+        assert sum(len(group["rules"]) for group in groups) == RULES.read_text().count("        expr:")
+        assert asyncio.run(streams(unhealed.url)) == [(600, "length")] * STREAMS
+        resumed = unhealed.status()["gateway"]["resumed"]
+        frozen: list[Any] = []
+
+        def freeze_the_busier_one() -> None:
+            replica = max(unhealed.status()["replicas"], key=lambda replica: replica["granted"])
+            os.kill(replica["engine"]["pid"], signal.SIGSTOP)
+            frozen.extend([replica["id"], time.monotonic()])
+
+        assert asyncio.run(streams(unhealed.url, freeze_the_busier_one)) == [(600, "length")] * STREAMS
+        replica, frozen_at = frozen
+        resumed = unhealed.status()["gateway"]["resumed"] - resumed
+        assert resumed >= 10, "too little was running on the replica that froze"
+
+        # The controller tells Alertmanager itself; Prometheus tells what it saw, and the controller's metric.
+        not_serving = {"alertname": "up-but-not-serving", "replica": replica}
+        ways = {
+            "controller": not_serving | {"sign": ""},
+            "rule": not_serving | {"sign": "no-step"},
+            "rule over the controller": {
+                "alertname": "controller-alarm",
+                "alarm": "up-but-not-serving",
+                "replica": replica,
+            },
+            "resumes": {"alertname": "resume-storm", "severity": "page"},
         }
-        with new_session(settings) as session, prometheus(tmp_path, session, alerts_to) as server:
-            eventually(lambda: jobs_up(server) == {"moray-gateway", "ray"}, 30, "Prometheus has scraped all")
-            groups = ask(server, "rules")["groups"]
-            assert sum(len(group["rules"]) for group in groups) == RULES.read_text().count("        expr:")
-            eventually(lambda: len(session.status()["replicas"]) == 2, 60, "both are ready")
-            assert asyncio.run(streams(session.url)) == [(600, "length")] * STREAMS
-            frozen: list[Any] = []
+        took = {}
+        for way, labels in ways.items():
+            eventually(lambda labels=labels: receiver.told("firing", **labels), 45, f"{labels} fires")
+            took[way] = round(receiver.told("firing", **labels)[0] - frozen_at, 1)
+        print("seconds from the freeze to the webhook:", took)  # noqa: T201
+        assert took["controller"] < 15
+        for labels in ways.values():
+            eventually(lambda labels=labels: receiver.told("resolved", **labels), 120, f"{labels} is resolved")
+        eventually(lambda: len(unhealed.status()["replicas"]) == 2, 120, "it is replaced")
 
-            def freeze_the_busier_one() -> None:
-                replica = max(session.status()["replicas"], key=lambda replica: replica["granted"])
-                os.kill(replica["engine"]["pid"], signal.SIGSTOP)
-                frozen.extend([replica["id"], time.monotonic()])
-
-            assert asyncio.run(streams(session.url, freeze_the_busier_one)) == [(600, "length")] * STREAMS
-            replica, frozen_at = frozen
-            assert session.status()["gateway"]["resumed"] >= 10, "too little was running on the replica that froze"
-
-            # The controller tells Alertmanager itself; Prometheus tells what it saw, and the controller's metric.
-            not_serving = {"alertname": "up-but-not-serving", "replica": replica}
-            ways = {
-                "controller": not_serving | {"sign": ""},
-                "rule": not_serving | {"sign": "no-step"},
-                "rule over the controller": {
-                    "alertname": "controller-alarm",
-                    "alarm": "up-but-not-serving",
-                    "replica": replica,
-                },
-                "resumes": {"alertname": "resume-storm", "severity": "page"},
-            }
-            took = {}
-            for way, labels in ways.items():
-                eventually(lambda labels=labels: receiver.told("firing", **labels), 45, f"{labels} fires")
-                took[way] = round(receiver.told("firing", **labels)[0] - frozen_at, 1)
-            print("seconds from the freeze to the webhook:", took)  # noqa: T201
-            assert took["controller"] < 15
-            for labels in ways.values():
-                eventually(lambda labels=labels: receiver.told("resolved", **labels), 120, f"{labels} is resolved")
-            eventually(lambda: len(session.status()["replicas"]) == 2, 120, "it is replaced")
-
-            every_query_finds_what_it_names(server)
-            every_path_of_a_runbook_answers(session.url)
+        every_query_finds_what_it_names(server)
+        every_path_of_a_runbook_answers(unhealed.url)
 
 
 def jobs_up(server: str) -> set[str]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from collector import Collector
 
 from replicas.metrics import STAGES
 
@@ -19,62 +16,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-class Collector:
-    """Keeps the spans that it is sent."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        self.services: set[str] = set()
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                collector.take(ExportTraceServiceRequest.FromString(body))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}/v1/traces"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def take(self, request: ExportTraceServiceRequest) -> None:
-        for resource in request.resource_spans:
-            self.services |= {a.value.string_value for a in resource.resource.attributes if a.key == "service.name"}
-            for scope in resource.scope_spans:
-                self.spans += scope.spans
-
-    def of(self, trace: str) -> list[Any]:
-        return [span for span in self.spans if span.trace_id.hex() == trace]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    made = Collector()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def traced(collector: Collector, new_session: Any) -> Iterator[Any]:
-    with new_session({"experts.expert_parallel": "1", "metrics.otlp_endpoint": collector.endpoint}) as running:
-        yield running
-
-
 def test_a_request_arrives_at_the_collector_with_its_stages(
-    traced: Any, collector: Collector, eventually: Callable[..., Any]
+    sharded: Any, collector: Collector, eventually: Callable[..., Any]
 ) -> None:
     body = {"model": "tiny-r1", "prompt": "12+34=", "max_tokens": 60, "ignore_eos": True, "stream": True}
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-    httpx.post(f"{traced.url}/v1/completions", json=body, headers=headers, timeout=60).raise_for_status()
+    httpx.post(f"{sharded.url}/v1/completions", json=body, headers=headers, timeout=60).raise_for_status()
     spans = {span.name: span for span in eventually(lambda: collector.of(TRACE), 20, "the trace")}
     assert spans.keys() == {"request", *STAGES} and collector.services == {"moray-gateway"}
     whole = spans["request"]
@@ -85,14 +32,14 @@ def test_a_request_arrives_at_the_collector_with_its_stages(
     assert (times[0], times[-1]) == (whole.start_time_unix_nano, whole.end_time_unix_nano)
     attributes = {a.key: a.value.int_value or a.value.string_value for a in whole.attributes}
     assert attributes["gen_ai.usage.output_tokens"] == 60 and attributes["moray.ending"] == "DONE"
-    (replica,) = traced.status()["replicas"]
+    (replica,) = sharded.status()["replicas"]
     assert attributes["moray.replica"] == replica["id"]
     decode = spans["decode"].end_time_unix_nano - spans["decode"].start_time_unix_nano
     assert decode > 0.5 * (whole.end_time_unix_nano - whole.start_time_unix_nano), "59 of 60 tokens"
 
 
-def test_a_collector_that_goes_away_harms_no_request(traced: Any, collector: Collector) -> None:
+def test_a_collector_that_goes_away_harms_no_request(sharded: Any, collector: Collector) -> None:
     collector.close()
     body = {"model": "tiny-r1", "prompt": "12+34=", "max_tokens": 8}
     for _ in range(5):
-        assert httpx.post(f"{traced.url}/v1/completions", json=body, timeout=60).status_code == 200
+        assert httpx.post(f"{sharded.url}/v1/completions", json=body, timeout=60).status_code == 200

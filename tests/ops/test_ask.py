@@ -1,8 +1,8 @@
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
+from http_server import Answer, Asked, http_server
 
 from ops.ask import AskError, Ending, Piece, ask, collect, connect, served_model
 
@@ -16,30 +16,17 @@ def event(delta=None, **more):
 def server():
     """A server that answers with what the test puts into `answer`, and keeps the body that it got."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.respond(200, "application/json", json.dumps({"data": [{"id": "tiny-r1"}]}))
+    there = SimpleNamespace()
 
-        def do_POST(self):
-            there.got = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            self.respond(*there.answer)
+    def answer(asked: Asked) -> Answer:
+        if asked.method == "GET":
+            return Answer(200, {"data": [{"id": "tiny-r1"}]}, {"content-type": "application/json"})
+        there.got = asked.json
+        status, kind, text = there.answer
+        return Answer(status, text.encode(), {"content-type": kind})
 
-        def respond(self, status, kind, text, **headers):
-            self.send_response(status)
-            for name, value in {"content-type": kind, **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_):
-            pass
-
-    there = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=there.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    with connect(f"http://127.0.0.1:{there.server_port}") as there.client:
+    with http_server(answer) as url, connect(url) as there.client:
         yield there
-    there.shutdown()
-    there.server_close()
 
 
 def stream(*events):

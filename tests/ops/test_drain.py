@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from http_server import Answer, Asked, http_server
 
 from ops import drain as draining
 from ops.drain import DrainFailed, drain, follow
@@ -17,43 +15,25 @@ from ops.drain import DrainFailed, drain, follow
 class Gateway:
     """Answers as a gateway does, with what it is given."""
 
+    url: str
+
     def __init__(self) -> None:
         self.asked: list[Any] = []
-        self.answer: tuple[int, Any] = (200, {"replica": "r1"})
+        self.drained: tuple[int, Any] = (200, {"replica": "r1"})
         self.granted = [2, 2, 1, 0]
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                outer.asked.append((json.loads(body), self.headers.get("authorization")))
-                self._send(*outer.answer)
-
-            def do_GET(self) -> None:
-                self._send(200, {"replicas": [{"id": "r1", "granted": outer.granted.pop(0)}]})
-
-            def _send(self, status: int, body: Any) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+    def answer(self, asked: Asked) -> Answer:
+        if asked.method == "GET":
+            return Answer(200, {"replicas": [{"id": "r1", "granted": self.granted.pop(0)}]})
+        self.asked.append((asked.json, asked.key))
+        return Answer(*self.drained)
 
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
     made = Gateway()
-    serving = threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True)
-    serving.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    serving.join()
+    with http_server(made.answer) as made.url:
+        yield made
 
 
 def test_it_asks_for_what_it_was_told(gateway):
@@ -70,7 +50,7 @@ def test_it_asks_for_what_it_was_told(gateway):
     ],
 )
 def test_a_refusal_is_told_in_its_own_words(gateway, status, body, said):
-    gateway.answer = (status, body)
+    gateway.drained = (status, body)
     with pytest.raises(DrainFailed, match=said):
         drain(gateway.url, "r1", None, migrate=False, undo=False, force=False)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+import ray
 from scripted_core import spec
 
 from replicas import replica as module
@@ -79,6 +82,50 @@ async def test_a_silent_core_is_unhealthy_with_requests_and_without(serving: Any
         one._heard -= HANG_TIMEOUT_S
         with pytest.raises(EngineFailed, match="said nothing"):
             one.check_health()
+
+
+class Told:
+    """A router that notes what it hears, and has just lost the replica: each report is answered by None, late."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.on_report: Callable[[], None] = lambda: None
+        self.join, self.report = SimpleNamespace(remote=self._join), SimpleNamespace(remote=self._report)
+
+    async def _join(self, _: object) -> None:
+        self.heard.append("join")
+
+    async def _report(self, _: object) -> None:
+        self.heard.append("report")
+        self.on_report()
+
+
+@pytest.mark.parametrize("router_dies", [False, True])
+async def test_one_that_hangs_does_not_join_again(serving: Any, monkeypatch: pytest.MonkeyPatch, router_dies) -> None:
+    one, router = serving(drain_s=0.0), Told()
+    one._info = SimpleNamespace(replica_id="r", epoch=1)
+    one._experts, one._metrics = None, SimpleNamespace(tell=lambda _: None)
+
+    async def found(_: str) -> Told:
+        return router
+
+    def fall_silent() -> None:
+        one._heard = time.monotonic() - HANG_TIMEOUT_S
+        if router_dies:
+            raise ray.exceptions.RayActorError
+
+    monkeypatch.setattr(module, "find_router", found)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.02)
+    router.on_report = fall_silent
+    reporting = asyncio.ensure_future(one._report())
+    await asyncio.sleep(0.4)
+    assert router.heard == ["join", "report"], "out of the router's sight it stays"
+    router.on_report = lambda: None
+    for _ in range(20):  # it goes on
+        one._on_load(CoreLoad(1, 0, 0.1))
+        await asyncio.sleep(0.01)
+    reporting.cancel()
+    assert router.heard[2:4] == ["join", "report"]
 
 
 async def test_what_runs_may_end_before_the_core_is_stopped(serving: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -18,12 +20,14 @@ from ops.anomaly.monitor import Limits
 from ops.anomaly.outcomes import Objective
 from ops.anomaly.progress import ProgressBounds
 from ops.controller import reporter as module
+from ops.controller.controller import Controller
 from ops.controller.history import BUCKET_S, KEPT_BUCKETS, KEPT_VALUES, History, Sample
 from ops.controller.reporter import ControllerGone, Reporter
 from ops.controller.reports import Batch, EndedRequest
 from ops.controller.routes import ControllerLink
 from ops.controller.spec import controller_spec
 from ops.controller.store import FileStore
+from ops.controller.watch import Watch
 
 
 class Core:
@@ -51,12 +55,31 @@ async def test_what_the_controller_did_not_take_is_told_again(monkeypatch: pytes
     reporter = Reporter("g", Core(), send)
     for _ in range(4):
         reporter.ended(RECORD)
+        reporter.ended(RECORD._replace(ending="RESTARTED"))  # of which nothing is told
     running = asyncio.create_task(reporter.run())
     await until(lambda: len(batches) >= 5)
     running.cancel()
     assert [len(batch.requests) for batch in batches[:4]] == [3, 3, 3, 0]
+    assert [batch.first for batch in batches[:4]] == [1, 1, 1, 4]
     assert [len(batch.hung) for batch in batches[:4]] == [1, 1, 1, 0]
     assert {batch.dropped for batch in batches} == {1} and batches[0].replicas[0].tokens == 5
+
+
+async def test_a_batch_that_comes_twice_is_seen_once() -> None:
+    """The controller took it, and its answer came too late for the gateway to know."""
+    seen: list[object] = []
+    controller: Any = Controller.__new__(Controller)
+    controller._is_ready, controller._watch, controller._see = asyncio.Event(), Watch("m"), seen.extend
+    controller._rollouts = SimpleNamespace(take=lambda _, batch: seen.extend(batch.requests))
+    controller._is_ready.set()
+    reporter = Reporter("g", Core(), controller.observe)
+    for _ in range(3):
+        reporter.ended(RECORD)
+    batch = reporter.batch(time.monotonic(), late=False)
+    await controller.observe(batch)
+    assert [type(one).__name__ for one in seen] == ["EndedRequest"] * 3 + ["Request"] * 3 + ["ReplicaHung"]
+    await controller.observe(batch)
+    assert len(seen) == 8, "nothing but the replica that hangs, whose alarm begins once"
 
 
 async def test_a_gateway_that_stood_still_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 import pytest
 from ended import RECORD
@@ -12,7 +14,7 @@ from cluster.live import SeenReplica
 from cluster.outcomes import Ending
 from cluster.vitals import ReplicaVitals, Vitals
 from ops.anomaly.monitor import Monitor
-from ops.anomaly.observations import ModelReport, ReplicaGone, ReplicaReport, Request
+from ops.anomaly.observations import ModelReport, Observation, ReplicaGone, ReplicaReport, Request
 from ops.controller.reports import Batch, EndedRequest, of_interest
 from ops.controller.watch import Known, Watch
 from replicas.messages import SwapReport
@@ -23,7 +25,7 @@ def seen(replica: str = "a", running: int = 1, tokens: int = 0, signs: int = 0, 
 
 
 def batch(*replicas: SeenReplica, gateway: str = "g", late: bool = False, **more: object) -> Batch:
-    fields = {"requests": (), "hung": (), "dropped": 0} | more
+    fields = {"requests": (), "first": 0, "hung": (), "dropped": 0} | more
     return Batch(gateway=gateway, late=late, replicas=replicas, **fields)
 
 
@@ -100,6 +102,34 @@ def test_a_hung_replica_that_its_gateway_gave_up_is_told_and_ends_with_its_proce
     assert [(e.raised, e.alarm.name) for e in monitor.observe(gone)] == [(False, "up-but-not-serving")]
 
 
+def test_what_a_gateway_tells_late_of_one_that_is_gone_raises_nothing_again() -> None:
+    watch, monitor, told = Watch("m"), Monitor(), list[bool]()
+
+    def see(observations: Iterable[Observation]) -> None:
+        events = [event for one in observations for event in monitor.observe(one)]
+        told.extend(event.raised for event in events if event.alarm.name == "up-but-not-serving")
+
+    see(watch.look(0.0, vitals("a", "b"), {}))
+    see(watch.take(1.0, batch(seen(tokens=5, running=2))))
+    hung = batch(hung=(seen(running=2),))
+    see(watch.take(2.0, hung))
+    see(watch.look(3.0, vitals("b"), {"a": False}))
+    assert told == [True, False]
+    for now in range(4, 40):  # the gateway did not get to know that it was heard, and its connection still stands
+        see(watch.take(now, msgspec.structs.replace(hung, replicas=(seen(tokens=9, running=2),))))
+        see(watch.look(now + 0.5, vitals("b"), {}))
+    assert told == [True, False] and set(watch.state.known) == {"b"}
+    assert sum(row["output_tokens"] for row in watch.history.report(40.0)["rows"]) == 9, "its tokens count"
+
+
+def test_what_a_gateway_tells_late_of_one_that_serves_again_raises_nothing() -> None:
+    watch, monitor = Watch("m"), Monitor()
+    swapped = msgspec.structs.replace(vitals("a", version="v2").replicas[0], epoch=2)
+    list(watch.look(0.0, Vitals(waiting=0, granted=0, lost=0, replicas=(swapped,)), {}))
+    assert not [e for o in watch.take(1.0, batch(hung=(seen(epoch=1),))) for e in monitor.observe(o)]
+    assert [e.raised for o in watch.take(2.0, batch(hung=(seen(epoch=2),))) for e in monitor.observe(o)] == [True]
+
+
 def test_one_that_went_while_nobody_watched_is_gone_all_the_same() -> None:
     before = Watch("m")
     list(before.look(0.0, vitals("a"), {}))
@@ -129,6 +159,22 @@ def test_requests_have_their_own_time_and_their_versions_name() -> None:
     [told] = watch.take(100.0, batch(requests=(request,)))
     assert told == Request(96.0, "m@v2", "a", 10, 0.5, 0.01)
     assert watch.history.report(100.0)["rows"][0]["requests"] == 1
+
+
+def test_what_was_told_before_is_not_heard_again() -> None:
+    watch = Watch("m")
+    one, two, three = (EndedRequest(1.0, "v1", name, 10, 0.5, 0.01, False, False) for name in "abc")
+
+    def heard(*requests: EndedRequest, first: int, gateway: str = "g") -> str:
+        unheard = watch.unheard(batch(requests=requests, first=first, gateway=gateway))
+        list(watch.take(100.0, unheard))
+        return "".join(request.replica for request in unheard.requests)
+
+    assert heard(one, two, first=5) == "ab", "those before were told to another controller"
+    assert heard(one, two, three, first=5) == "c", "the answer to the first had not come in time"
+    assert heard(one, first=5) == "" and heard(two, three, first=6) == "", "what was overtaken comes late"
+    assert heard(one, first=9) == "a" and heard(one, first=0, gateway="h") == "a"
+    assert watch.history.report(100.0)["rows"][0]["requests"] == 5
 
 
 def test_a_copy_that_no_client_sees_is_no_observation() -> None:

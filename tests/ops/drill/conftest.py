@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from http_server import Answer, Asked, http_server
 
 STATUS: dict[str, Any] = {
     "replicas": [
@@ -31,6 +29,8 @@ STATUS: dict[str, Any] = {
 
 
 class FakeGateway:
+    url: str
+
     def __init__(self) -> None:
         self.status: Any = STATUS
         self.drain_status = 415  # what an operator is answered who sends nothing
@@ -39,62 +39,34 @@ class FakeGateway:
         self.stream: Callable[[int, dict[str, Any]], list[str] | tuple[int, dict[str, str]]] = lambda n, body: []
         self.asked = 0
         self.delay_s = 0.0  # before each event
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def answer(self, asked: Asked) -> Answer:
+        if asked.path == "/moray/drain":
+            return Answer(self.drain_status, {})
+        if asked.method == "POST":
+            return self._stream(asked)
+        if self.key and asked.key != f"Bearer {self.key}":
+            return Answer(401, {"error": {"message": "no key"}})
+        if asked.path == "/moray/status":
+            return Answer(200 if isinstance(self.status, dict) else int(self.status), self.status)
+        return Answer(404, {}) if self.alarms is None or asked.path != "/moray/alarms" else Answer(200, self.alarms)
 
-            def do_GET(self) -> None:
-                if outer.key and self.headers.get("authorization") != f"Bearer {outer.key}":
-                    self._send(401, {"error": {"message": "no key"}})
-                elif self.path == "/moray/status":
-                    self._send(200 if isinstance(outer.status, dict) else int(outer.status), outer.status)
-                elif self.path == "/moray/alarms" and outer.alarms is not None:
-                    self._send(200, outer.alarms)
-                else:
-                    self._send(404, {})
+    def _stream(self, asked: Asked) -> Answer:
+        self.asked += 1
+        answer = self.stream(self.asked, asked.json)
+        if isinstance(answer, tuple):
+            return Answer(answer[0], {"error": {"message": "not now"}}, answer[1])
 
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                if self.path == "/moray/drain":
-                    self._send(outer.drain_status, {})
-                    return
-                outer.asked += 1
-                answer = outer.stream(outer.asked, json.loads(body))
-                if isinstance(answer, tuple):
-                    self._send(answer[0], {"error": {"message": "not now"}}, answer[1])
-                    return
-                self.send_response(200)
-                self.send_header("content-type", "text/event-stream")
-                self.send_header("connection", "close")
-                self.end_headers()
-                for event in answer:
-                    time.sleep(outer.delay_s)
-                    self.wfile.write(f"data: {event}\n\n".encode())
-                    self.wfile.flush()
-                self.close_connection = True
+        def events() -> Iterator[bytes]:
+            for event in answer:
+                time.sleep(self.delay_s)
+                yield f"data: {event}\n\n".encode()
 
-            def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                for name, value in (headers or {}).items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        return Answer(200, events(), {"content-type": "text/event-stream"})
 
 
 @pytest.fixture
 def gateway() -> Iterator[FakeGateway]:
     made = FakeGateway()
-    serving = threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True)
-    serving.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    serving.join()
+    with http_server(made.answer) as made.url:
+        yield made

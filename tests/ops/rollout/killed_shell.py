@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
 from simulated_cluster import Broken, Cluster
 
 from ops.rollout.actions import Verify
 from ops.rollout.decide import decide
 from ops.rollout.observed import Check
 from ops.rollout.samples import Window
-from ops.rollout.state import Phase, Rollout, decode, encode
+from ops.rollout.state import Phase, Rollout
 
 
 class Killed(Exception):
@@ -27,7 +28,7 @@ class Shell:
         stores_first: bool = True,
     ) -> None:
         self.cluster, self.kill, self.stores_first = cluster, kill, stores_first
-        self.stored = encode(rollout)
+        self.stored = msgspec.json.encode(rollout)
         self.kills: Counter[Phase] = Counter()
         self.phases = [rollout.phase]
         self.shares: list[float] = []
@@ -36,11 +37,11 @@ class Shell:
 
     @property
     def rollout(self) -> Rollout:
-        return decode(self.stored)
+        return msgspec.json.decode(self.stored, type=Rollout)
 
     def _start(self) -> None:
         """A new process: it knows what is stored, and collects anew."""
-        self._mine = decode(self.stored)
+        self._mine = msgspec.json.decode(self.stored, type=Rollout)
         self._check: tuple[float, Check] | None = None
         self.cluster.window, self._watch_s = None, None
         self._back_at = 0.0
@@ -85,7 +86,7 @@ class Shell:
             self.cluster.window = None if watch_s is None else Window(max(watch_s, self.cluster.now))
 
     def _store(self, rollout: Rollout) -> None:
-        self.stored, self._mine = encode(rollout), rollout
+        self.stored, self._mine = msgspec.json.encode(rollout), rollout
         if rollout.phase is not self.phases[-1]:
             self.phases.append(rollout.phase)
         self._point("stored")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from ops.controller.store import FileStore
 from ops.rollout import audit as module
-from ops.rollout.audit import AuditLog, Entry, broken, digest
+from ops.rollout.audit import AuditLog, Entry, digest
 
 
 class Memory:
@@ -36,6 +37,16 @@ def log(store: Memory | FileStore, file: Path | None = None) -> AuditLog:
 
 def add(to: AuditLog, what: str) -> Entry:
     return to.add(what, who="alice", where="10.0.0.7", rollout="r1", detail="Why.")
+
+
+def broken(entries: Iterable[Entry]) -> int | None:
+    """Number of the first entry that does not follow from the one before. None: the log is whole."""
+    before = ""
+    for number, entry in enumerate(entries):
+        if entry.number != number or entry.before != before:
+            return number
+        before = digest(entry)
+    return None
 
 
 def lines(file: Path) -> list[dict[str, object]]:

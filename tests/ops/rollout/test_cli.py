@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from http_server import Answer, Asked, http_server
 from typer.testing import CliRunner, Result
 
 from ops.errors import UserError
 from ops.rollout import cli
+from ops.rollout.client import Client
 
 CURRENT: dict[str, Any] = {
     "id": "r1", "from": "v1", "to": "v2", "phase": "canary", "step": 1, "steps": [0.1, 0.5], "share": 0.5,
@@ -38,30 +38,15 @@ RUNS = IDLE | {
 class Gateway:
     """Answers with the next of `answers`, at last with the last one."""
 
+    url: str
+
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Any, str | None]] = []
         self.answers: list[tuple[int, Any]] = [(200, IDLE)]
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.do_GET()
-
-            def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                asked = json.loads(body) if body else None
-                outer.asked.append((self.command, self.path, asked, self.headers.get("authorization")))
-                status, answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
-                data = json.dumps(answer).encode() if not isinstance(answer, bytes) else answer
-                self.send_response(status)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+    def answer(self, asked: Asked) -> Answer:
+        self.asked.append((asked.method, asked.path, asked.json, asked.key))
+        return Answer(*(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]))
 
 
 @pytest.fixture
@@ -69,12 +54,8 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     monkeypatch.setattr(cli, "LOOK_EVERY_S", 0.01)
     monkeypatch.setenv("COLUMNS", "200")
     made = Gateway()
-    serving = threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True)
-    serving.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    serving.join()
+    with http_server(made.answer) as made.url:
+        yield made
 
 
 @pytest.fixture
@@ -207,3 +188,10 @@ def test_history_and_the_audit_log(gateway, moray) -> None:
 def test_help_has_examples(command) -> None:
     output = CliRunner().invoke(cli.app, [command, "--help"]).output
     assert "Examples:" in output and f"moray rollout {command}" in " ".join(output.split())
+
+
+def test_a_look_asks_once(gateway) -> None:
+    gateway.answers = [(200, RUNS), (200, RUNS), (200, IDLE | {"history": [ENDED]})]
+    reports: list[dict[str, Any]] = []
+    looks = list(cli._looks(Client(gateway.url), "r1", reports.append))
+    assert [look["phase"] for look in looks] == ["canary", "done"] and len(gateway.asked) == len(reports) == 3

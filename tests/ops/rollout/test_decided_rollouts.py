@@ -1,13 +1,15 @@
 """Whole rollouts on a simulated cluster: what they end with, and what they do on the way."""
 
+import msgspec
 import pytest
 from killed_shell import Shell
 from simulated_cluster import BAD, BROKEN, QUICK, Cluster, Version
 
 from ops.rollout.actions import Restart, Scale, SwapReplica
 from ops.rollout.commands import Command, commanded
+from ops.rollout.decide import decide
 from ops.rollout.spec import RolloutSpec, Strategy
-from ops.rollout.state import Phase, Rollout, encode, started
+from ops.rollout.state import Phase, Rollout, started
 
 
 def rolled(replicas: int, version: Version | None = None, **spec: object) -> Shell:
@@ -24,7 +26,7 @@ def until(shell: Shell, phase: Phase, seconds: int = 1000) -> Rollout:
 
 
 def say(shell: Shell, command: Command) -> None:
-    shell.stored = encode(commanded(shell.rollout, command, shell.cluster.now, "ann"))
+    shell.stored = msgspec.json.encode(commanded(shell.rollout, command, shell.cluster.now, "ann"))
     shell._mine = shell.rollout
 
 
@@ -286,3 +288,12 @@ def test_files_are_read_while_the_router_is_away_and_nothing_more_is_done(comman
     assert shell.rollout.phase is (Phase.ROLLED_BACK if command is Command.ABORT else Phase.CANARY)
     assert shell.cluster.assignment is None and shell.whys[-1].startswith("the router does not answer")
     assert shell.run().ended and shell.is_consistent()
+
+
+def test_what_was_refused_is_said() -> None:
+    shell = rolled(2)
+    until(shell, Phase.CANARY)
+    seen = shell.cluster.observed(shell.rollout, None)
+    plain = decide(shell.rollout, seen).why
+    refused = decide(shell.rollout, msgspec.structs.replace(seen, refused="The store is away."))
+    assert refused.why == f"{plain}; refused: The store is away"

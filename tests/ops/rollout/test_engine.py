@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +18,19 @@ from ops.rollout.actions import Assign, Drain, Restart, Scale, SwapReplica, Veri
 from ops.rollout.commands import Refused
 from ops.rollout.decide import Decision
 from ops.rollout.kept import Kept
-from ops.rollout.ledger import NAME, By
+from ops.rollout.ledger import NAME, UNKNOWN, By
 from ops.rollout.observed import Observed
 from ops.rollout.shelf import Shelf
 from ops.rollout.state import Phase, Rollout, Turn
-from ops.rollout.surroundings import NOT_SCALABLE
+from ops.rollout.surroundings import NOT_SCALABLE, Away
 from replicas.assignment import Assignment
 
 Make = Callable[..., Shell]
 ALICE = By("alice", "10.0.0.7")
+
+
+class Killed(Exception):
+    """The controller's process ends here."""
 
 
 class Decisions:
@@ -291,6 +296,20 @@ async def test_verifying_reads_the_files_in_a_thread_and_tells_what_came_of_it(
     assert check is not None and "truncated" in check.problems[0]
 
 
+async def test_a_mistake_of_ours_in_verifying_is_a_problem_of_the_version(
+    shell: Make, decisions: Decisions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a mistake of ours")
+
+    one = await started(shell())
+    monkeypatch.setattr(one.shelf, "check", broken)
+    decisions.next = [Verify("v2")]
+    await one.look(2)
+    check = decisions.seen[-1].check
+    assert check is not None and "a mistake of ours" in check.problems[0]
+
+
 async def until_checked(one: Shell) -> None:
     for _ in range(500):
         if one.engine._check is not None:
@@ -415,12 +434,9 @@ async def test_one_that_the_router_has_lost_is_restarted_too(shell: Make, decisi
 async def test_scaling_survives_a_controller_that_dies_at_any_moment_of_it(shell: Make, decisions: Decisions) -> None:
     one = await started(shell())
 
-    class Dies(Exception):
-        pass
-
     def die(name: str) -> None:
         if name == NAME:
-            raise Dies
+            raise Killed
 
     async def scale(extra: int) -> None:
         decisions.next = [Scale(extra=extra)]
@@ -435,7 +451,7 @@ async def test_scaling_survives_a_controller_that_dies_at_any_moment_of_it(shell
     assert one.cluster.target == 3, "one more, not two"
     assert (decisions.seen[-1].wanted, decisions.seen[-1].extra) == (2, 1)
     one.memory.on_put = die
-    with pytest.raises(Dies):
+    with pytest.raises(Killed):
         await scale(0)
     one.memory.on_put = lambda name: None
     await one.restarted()
@@ -445,6 +461,44 @@ async def test_scaling_survives_a_controller_that_dies_at_any_moment_of_it(shell
     await one.look()
     await one.look(5)
     assert (decisions.seen[-1].wanted, decisions.seen[-1].extra) == (5, 0)
+
+
+@pytest.mark.parametrize("lost_by", [Killed, Away])
+@pytest.mark.parametrize("autoscaled", [False, True])
+@pytest.mark.parametrize("extra", [1, 0])
+async def test_a_scaling_that_gets_lost_is_asked_for_again(shell: Make, extra, autoscaled, lost_by) -> None:
+    """By the real decisions."""
+    one = shell(strategy="surge")
+    one.cluster.autoscaled = autoscaled
+    await started(one)
+
+    def on_top() -> int:
+        assert one.cluster.stored is not None
+        return one.cluster.stored.extra if autoscaled else one.cluster.target - 2
+
+    if not extra:
+        await one.look(5)
+        assert on_top() == 1
+        await one.engine.orders.command("abort", ALICE)
+    lost: list[Any] = []
+    name = "store" if autoscaled else "scale"
+    call = getattr(one.cluster, name)
+
+    async def loses(*arguments: Any) -> Any:
+        if not lost and (not autoscaled or arguments[0].extra == extra):
+            lost.append(arguments)
+            raise lost_by
+        return await call(*arguments)
+
+    setattr(one.cluster, name, loses)
+    for _ in range(60):
+        with contextlib.suppress(Away):
+            try:
+                await one.look()
+            except Killed:
+                await one.restarted()
+    assert lost and on_top() == extra == one.engine.ledger.kept.extra
+    assert one.engine.ledger.kept.base == (2 if extra and not autoscaled else None)
 
 
 async def test_a_scaling_that_serve_refuses_has_not_been(shell: Make, decisions: Decisions) -> None:
@@ -507,7 +561,9 @@ async def test_a_mistake_in_a_decision_does_not_end_the_watching(shell: Make, mo
 
 
 def batch(*requests: EndedRequest, wanted: str = "", gateway: str = "g") -> Batch:
-    return Batch(gateway=gateway, late=False, requests=requests, replicas=(), hung=(), dropped=0, wanted=wanted)
+    return Batch(
+        gateway=gateway, late=False, requests=requests, first=0, replicas=(), hung=(), dropped=0, wanted=wanted
+    )
 
 
 def ended(version: str = "v2", **more: Any) -> EndedRequest:
@@ -594,6 +650,33 @@ async def test_a_changed_user_config_starts_a_rollout_once(shell: Make, decision
     assert one.engine.report()["current"]["id"] == "r1" and len(await one.audited()) == 1
 
 
+@pytest.mark.parametrize("put", range(1, 4))
+async def test_a_changed_user_config_is_followed_once_however_the_controller_dies_at_it(
+    shell: Make, decisions: Decisions, put
+) -> None:
+    one = shell()
+    await one.engine.restore()
+    one.cluster.served = 3
+    await tell(one, V1)
+    puts: list[str] = []
+
+    def die(name: str) -> None:
+        puts.append(name)
+        if len(puts) == put:
+            raise Killed
+
+    one.memory.on_put = die
+    try:
+        await tell(one, V2)
+    except Killed:
+        await one.restarted()
+    await tell(one, V2)
+    assert len(puts) >= put
+    assert one.engine.report()["current"]["to"] == "v2" and one.engine.ledger.kept.rollouts == 1
+    audited = await one.audited()
+    assert audited in ([("user_config", "start")], [("user_config", "started")]), audited
+
+
 async def test_another_version_before_anybody_is_served_is_done_at_once(shell: Make, decisions: Decisions) -> None:
     one = shell()
     await one.engine.restore()
@@ -646,6 +729,31 @@ async def test_a_user_config_that_is_none_of_ours_is_noted_and_shown(shell: Make
 
 
 # -- the audit log ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_order_is_noted_though_the_controller_died_between_it_and_its_entry(
+    shell: Make, decisions: Decisions
+) -> None:
+    one = await started(shell())
+    decisions.change = lambda rollout: rollout.with_note(5.0, "step", "on")
+    await one.look()
+    decisions.change = lambda rollout: rollout
+
+    def die(name: str) -> None:
+        if name != NAME:
+            raise Killed
+
+    one.memory.on_put = die
+    with pytest.raises(Killed):
+        await one.engine.orders.command("pause", ALICE)
+    one.memory.on_put = lambda name: None
+    await one.restarted()
+    await one.engine.orders.command("resume", ALICE)
+    await one.look(2)
+    assert await one.audited() == [
+        ("alice", "start"), ("controller", "step"), ("alice", "paused"), ("alice", "resume"),
+    ]  # fmt: skip
+    assert (await one.engine.ledger.entries(9))[2]["where"] == UNKNOWN
 
 
 async def test_each_decision_is_noted_once_however_often_the_controller_dies(shell: Make, decisions: Decisions) -> None:

@@ -17,3 +17,9 @@ def test_the_history_says_why_it_went_back_not_that_it_is_back() -> None:
     assert past(msgspec.structs.replace(back, phase=Phase.ROLLED_BACK)).why == "errors: 40%"
     early = rollout.with_note(2.0, "rolled-back", "no replica had been touched")
     assert past(msgspec.structs.replace(early, phase=Phase.ROLLED_BACK)).why == "no replica had been touched"
+
+
+def test_a_replica_that_came_late_is_not_why_it_ended() -> None:
+    rollout = started("r1", RolloutSpec(version="v2"), "v1", 1.0).with_note(3.0, "done", "2 replicas serve v2")
+    late = rollout.with_note(9.0, "swap", "c to v2").with_note(10.0, "swapped", "c serves v2: in 1 s")
+    assert past(msgspec.structs.replace(late, phase=Phase.DONE)).why == "2 replicas serve v2"

@@ -58,7 +58,7 @@ def traffic(shell: Shell, rng: random.Random, slow: float) -> None:
             tpot_s=times * rng.lognormvariate(-4, 0.1), failed=False, shed=False, lasted_s=0.4,
             output_tokens=int(rng.lognormvariate(3, 0.1)), done=True,
         )  # fmt: skip
-        batch = Batch(gateway="g", late=False, requests=(request,), replicas=(), hung=(), dropped=0)
+        batch = Batch(gateway="g", late=False, requests=(request,), first=0, replicas=(), hung=(), dropped=0)
         shell.engine.take(shell.clock.now_s, batch)
 
 
@@ -105,7 +105,8 @@ async def consistent(shell: Shell) -> None:
     entries = await shell.engine.ledger.entries(1000)
     notes = [entry["note"] for entry in entries if entry["rollout"] == rollout.id and entry["note"] is not None]
     assert notes == sorted(set(notes)), "each once, in order"
-    assert {note.number for note in rollout.notes if note.what not in ASKED_FOR} == set(notes)
+    decided = {note.number for note in rollout.notes if note.what not in ASKED_FOR}
+    assert decided <= set(notes) <= {note.number for note in rollout.notes}
 
 
 @pytest.mark.parametrize("strategy", ["in-place", "surge"])

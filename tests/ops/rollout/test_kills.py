@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from simulated_cluster import BAD, BROKEN, QUICK, Cluster, Version
 
 from ops.rollout.commands import Command, Refused, commanded
 from ops.rollout.spec import RolloutSpec
-from ops.rollout.state import Phase, Rollout, encode, started
+from ops.rollout.state import Phase, Rollout, started
 
 KILLED_IN = [Phase.PENDING, Phase.VERIFYING, Phase.CANARY, Phase.PROMOTING, Phase.ROLLING_BACK]
 VERSIONS = [Version("v2"), *BAD.values(), *BROKEN.values()]
@@ -124,5 +125,5 @@ def _say(shell: Shell, command: Command) -> None:
     except Refused as why:
         assert str(why).endswith(".")
     else:
-        shell.stored = encode(rollout)
+        shell.stored = msgspec.json.encode(rollout)
         shell._mine = rollout

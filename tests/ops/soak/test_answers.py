@@ -43,7 +43,8 @@ def test_how_tokens_share_events_does_not_count():
 
 def test_streamed_and_whole_are_the_same_answer():
     choice = {"index": 0, "text": TEXT, "finish_reason": "length", "stop_reason": None, "logprobs": None}
-    assert whole({"id": "y", "created": 7, "choices": [choice], "usage": USAGE}) == RIGHT
+    body = {"id": "y", "created": 7, "choices": [choice], "usage": USAGE}
+    assert whole(json.dumps(body).encode()) == RIGHT
 
 
 @pytest.mark.parametrize("at", [0, 3, 5, 9])
@@ -101,7 +102,7 @@ def test_a_stream_that_is_not_whole_is_broken(lines: list[str], words: str) -> N
 
 def test_an_error_is_no_answer():
     with pytest.raises(Broken, match="no answer"):
-        whole({"error": {"message": "x"}})
+        whole(b'{"error": {"message": "x"}}')
 
 
 def chat_event(delta: dict[str, Any], finish: str | None = None, tokens: tuple[str, ...] = ()) -> str:
