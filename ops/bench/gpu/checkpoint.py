@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # What the tiers' files leave to the architecture's defaults, and those are not the models' own.
-_OF_TYPE = {
+_OF_TYPE: Mapping[str, dict[str, Any]] = {
     "qwen3_moe": {"norm_topk_prob": True, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu"},
     "olmoe": {"hidden_act": "silu"},
     "qwen3": {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu"},
@@ -42,8 +42,8 @@ def dense_like(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The MLP is as wide as all experts together: what the mixture holds and touches in part, this computes whole.
     """
-    kept = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-    kept += ("vocab_size", "tie_word_embeddings", "max_position_embeddings")
+    kept = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"]
+    kept += ["vocab_size", "tie_word_embeddings", "max_position_embeddings"]
     return (
         _OF_TYPE["qwen3"]
         | {key: config[key] for key in kept}
@@ -68,12 +68,12 @@ def write(directory: Path, config: Mapping[str, Any]) -> Path:
     tokens = _vocabulary(config["vocab_size"])
     end = len(tokens) - len(SPECIAL)
     whole = dict(config) | {"eos_token_id": end, "bos_token_id": None}
-    special = [
+    special: list[dict[str, Any]] = [
         {"id": end + i, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False}
         for i, text in enumerate(SPECIAL)
     ]
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE",
         "vocab": {token: i for i, token in enumerate(tokens[:end])},
         "merges": list(islice(_merges(), end - 256)),
@@ -82,10 +82,12 @@ def write(directory: Path, config: Mapping[str, Any]) -> Path:
         "byte_fallback": False,
         "ignore_merges": False,
     }
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None}
-    tokenizer |= {"pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model}
-    settings = {
+    byte_level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    byte_level["use_regex"] = True
+    tokenizer: dict[str, Any] = {"version": "1.0", "added_tokens": special, "model": model}
+    tokenizer |= {"pre_tokenizer": byte_level, "decoder": byte_level}
+    tokenizer |= dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+    settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": SPECIAL[0],
         "chat_template": CHAT_TEMPLATE,

@@ -90,7 +90,7 @@ class HttpLoad:
         ]
         command = [sys.executable, "-m", "ops.bench.gpu.http_load"]
         running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in shares]
-        limit = threading.Timer(LIMIT_S, lambda: [process.kill() for process in running])
+        limit = threading.Timer(LIMIT_S, _kill, (running,))
         limit.start()
         try:
             for process, share in zip(running, shares, strict=True):
@@ -103,8 +103,8 @@ class HttpLoad:
             parts = [msgspec.json.decode(_hear(process), type=Part) for process in running]
         finally:
             limit.cancel()
+            _kill(running)
             for process in running:
-                process.kill()
                 process.communicate()
         return put_together(parts, begun)
 
@@ -129,6 +129,11 @@ def part_of(load: Load, cpu_s: float) -> Part:
     """A failed request counts as an error only: what it measured until then is no figure."""
     done = [s for s in load.streams if not s.error]
     return Part([(s.started, s.first_token, s.ended, s.tokens) for s in done], load.errors, cpu_s / load.seconds)
+
+
+def _kill(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in running:
+        process.kill()
 
 
 def _say(process: subprocess.Popen[bytes], line: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What one step of the raw engine takes: by batch, and by the context of one stream. What the simulator is fitted to."""
+"""What one step of the raw engine takes: by batch, and by the context of one stream. Simulators fit to it."""
 
 from __future__ import annotations
 
@@ -39,4 +39,4 @@ def prefills(bench: Bench, raw: RawEngine) -> None:
     for count, prompt in PREFILLS:
         work = bench.scale.work(count, prompt, 1)._replace(output=1)
         took = min(raw.run(bench.ask(work, seed)).seconds for seed in (11, 12, 13))
-        bench.notes.add(what="prefill", prompts=work.count, prompt=work.prompt, ms=round(1e3 * took, 2))
+        bench.notes.add(what="prefill", prompts=work.requests, prompt=work.prompt, ms=round(1e3 * took, 2))

@@ -69,6 +69,8 @@ FULL = Scale(
         "max_num_seqs": 512,
         "max_num_batched_tokens": 16_384,
         "enable_prefix_caching": True,
+        # vLLM would capture 51 sizes up to 512, which takes a good part of a start.
+        "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512]},
     },
     divide=1,
     load_processes=8,
@@ -85,6 +87,7 @@ TINY = Scale(
         "max_num_batched_tokens": 1024,
         "enforce_eager": True,
         "enable_prefix_caching": True,
+        "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16]},
     },
     divide=32,
     load_processes=2,

@@ -46,7 +46,7 @@ class Bench:
 
     def ask(self, work: Workload, seed: int, together: int = 0, output: int | None = None) -> Ask:
         """The workload for a raw engine."""
-        return Ask(self.prompts.token_ids(work, seed), [output or work.output] * work.count, together)
+        return Ask(self.prompts.token_ids(work, seed), [output or work.output] * work.requests, together)
 
     def wait_until_free(self) -> None:
         if not wait_until_free(self.gpus, _FREE_LIMIT_S):
@@ -83,13 +83,13 @@ def measure_raw(bench: Bench, raw: RawEngine) -> Measured:
 
 def told(took: Took, work: Workload) -> dict[str, Any]:
     """BenchFailed if not every token came."""
-    if took.tokens != work.count * work.output:
-        raise BenchFailed(f"the raw engine made {took.tokens:,} tokens of {work.count * work.output:,}")
+    if took.tokens != work.requests * work.output:
+        raise BenchFailed(f"the raw engine made {took.tokens:,} tokens of {work.requests * work.output:,}")
     return {
         "seconds": round(took.seconds, 3),
-        "requests": work.count,
+        "requests": work.requests,
         "tokens": took.tokens,
-        "req_s": round(work.count / took.seconds, 2),
+        "req_s": round(work.requests / took.seconds, 2),
         "tok_s": round(took.tokens / took.seconds, 1),
     }
 
@@ -139,14 +139,14 @@ def http_side(bench: Bench, side: str, url: str, ends: float, turns: int, cpu: A
     measure = measure_http(bench, url, cpu)
     for work in bench.main:
         measure(work._replace(output=8), 1)
-    measure(bench.latency._replace(count=max(1, bench.latency.count // 4)), 2)
+    measure(bench.latency._replace(requests=max(1, bench.latency.requests // 4)), 2)
     bench.notes.add(what="latency", side=side, workload=bench.latency.name, **measure(bench.latency, 3))
     rounds(bench, side, measure, ends, turns)
 
 
 def check_prompts(bench: Bench, url: str) -> None:
     """That the server makes of a body the very prompt that the raw engine is given. BenchFailed if not."""
-    work = bench.main[0]._replace(count=1)
+    work = bench.main[0]._replace(requests=1)
     body = bench.prompts.bodies(work, 0)[0]
     asked = {"model": body["model"], "messages": body["messages"], "add_generation_prompt": True}
     answer = httpx.post(f"{url}/tokenize", json=asked, timeout=60)
@@ -163,23 +163,25 @@ def stock_side(bench: Bench, ends: float, turns: int) -> None:
         http_side(bench, "vllm_serve", server.url, ends, turns)
 
 
-def moray_side(bench: Bench, ends: float, turns: int, side: str = "moray", **settings: str) -> None:
-    """`settings`: further ones of the session, with __ for the dots."""
+def moray_side(
+    bench: Bench, ends: float, turns: int, further: Sequence[Callable[[Bench, str, str], None]] = ()
+) -> None:
+    """`further` is measured on the same session afterwards: it is given this side's name and its URL."""
     bench.wait_until_free()
-    further = {name.replace("__", "."): value for name, value in settings.items()}
-    further |= {"replicas.start_timeout_s": str(bench.scale.start_timeout_s)}
+    side, settings = "moray", {"replicas.start_timeout_s": str(bench.scale.start_timeout_s)}
     began = time.time()
     try:
-        with own_session(bench.engine.settings(further)) as session:
+        with own_session(bench.engine.settings(settings)) as session:
             status = httpx.get(f"{session.url}/moray/status", timeout=30).raise_for_status().json()
             bench.notes.add(
                 what="start",
                 side=side,
                 session_s=round(time.time() - began, 1),
-                settings=further,
                 capacity=status["replicas"][0]["capacity"],
             )
             http_side(bench, side, session.url, ends, turns, HopCpu(session.url).read)
+            for measure in further:
+                measure(bench, side, session.url)
     finally:
         bench.notes.add(what="loaded", side=side, load_s=_core_load_s(began))  # Serve's logs are written late
         with suppress(OSError):

@@ -10,20 +10,20 @@ from ops.bench.gpu.checkpoint import words
 
 
 class Workload(NamedTuple):
-    """`count` requests of `prompt` tokens that each generate `output` tokens, `concurrency` at a time."""
+    """So many `requests` of `prompt` tokens that each generate `output` tokens, `concurrency` at a time."""
 
-    count: int
+    requests: int
     prompt: int
     output: int
     concurrency: int
 
     @property
     def name(self) -> str:
-        return f"{self.count}x{self.prompt}x{self.output}c{self.concurrency}"
+        return f"{self.requests}x{self.prompt}x{self.output}c{self.concurrency}"
 
 
-def at_once(count: int, prompt: int, output: int) -> Workload:
-    return Workload(count, prompt, output, count)
+def at_once(requests: int, prompt: int, output: int) -> Workload:
+    return Workload(requests, prompt, output, requests)
 
 
 class Prompts:
@@ -43,7 +43,7 @@ class Prompts:
         if work.prompt <= self._turn:
             raise ValueError(f"a prompt has {self._turn} tokens of its template: {work.prompt} are too few")
         chosen = random.Random(f"{seed} {work.name}")
-        return ["".join(chosen.choices(self._words, k=work.prompt - self._turn)) for _ in range(work.count)]
+        return ["".join(chosen.choices(self._words, k=work.prompt - self._turn)) for _ in range(work.requests)]
 
     def bodies(self, work: Workload, seed: int) -> list[dict[str, Any]]:
         """Chat completions of exactly `work.output` greedy tokens each."""
