@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ops.bench.gpu.phases import PHASES, Run
+from ops.bench.gpu.phases import PHASES
 from ops.bench.gpu.record import Notes
+from ops.bench.gpu.runs import GpuRun
 from ops.bench.gpu.scale import SCALES, prepare_environment
 from ops.bench.gpu.watching import machine
 from ops.errors import UserError
@@ -45,5 +46,5 @@ def gpu(
         where = work or Path(temporary)
         notes = Notes(out, where / "logs" / phase, limit_s, console.print)
         notes.add(what="machine", phase=phase, scale=scale, args=dict(chosen.args), **machine())
-        notes.run(PHASES[phase](Run(chosen, where)))
+        notes.run(PHASES[phase](GpuRun(chosen, where)))
     typer.echo(json.dumps({"steps_done": sorted(notes.done())}))

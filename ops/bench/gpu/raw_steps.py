@@ -14,24 +14,25 @@ _FEW, _MANY = 16, 144  # output tokens: the difference is so many steps of decod
 
 
 def decode_steps(bench: Bench, raw: RawEngine) -> None:
-    """Milliseconds of a step that decodes so many sequences, by two runs that differ in their output only."""
+    """Milliseconds of a step by the sequences that it decodes."""
     for batch in BATCHES:
-        _decode(bench, raw, batch, 128)
+        decode(bench, raw, batch, 128)
 
 
 def contexts(bench: Bench, raw: RawEngine) -> None:
     """Milliseconds a token of one stream, after a short and a long prompt."""
     for prompt in CONTEXTS:
-        _decode(bench, raw, 1, prompt)
+        decode(bench, raw, 1, prompt)
 
 
-def _decode(bench: Bench, raw: RawEngine, batch: int, prompt: int) -> None:
+def decode(bench: Bench, raw: RawEngine, batch: int, prompt: int, side: str = "raw") -> None:
+    """Two runs that differ in their output only: what a step takes that decodes so many sequences."""
     if bench.scale is TINY:
         batch, prompt = min(batch, 8), min(prompt, 1024)
     few, many = (raw.run(bench.ask(at_once(batch, prompt, n), 7)).seconds for n in (_FEW, _MANY))
     ms = 1e3 * (many - few) / (_MANY - _FEW)
     context = prompt + (_FEW + _MANY) // 2
-    bench.notes.add(what="decode", batch=batch, context=context, ms_per_step=round(ms, 3))
+    bench.notes.add(what="decode", side=side, batch=batch, context=context, ms_per_step=round(ms, 3))
 
 
 def prefills(bench: Bench, raw: RawEngine) -> None:

@@ -99,12 +99,12 @@ def warm_raw(bench: Bench, raw: RawEngine) -> None:
         raw.run(bench.ask(work, 1, output=8))
 
 
-def raw_latency(bench: Bench, raw: RawEngine) -> None:
+def raw_latency(bench: Bench, raw: RawEngine, side: str = "raw") -> None:
     """The first token alone is the whole answer here: `LLM` does not stream."""
     took = raw.run(bench.ask(bench.latency, 2, together=1, output=1))
     each = sorted(took.batches_s[len(took.batches_s) // 4 :])  # the first ones warm it
     p50 = round(1e3 * each[len(each) // 2], 2)
-    bench.notes.add(what="latency", side="raw", workload=bench.latency.name, ttft_p50_ms=p50, ttft_min_ms=1e3 * each[0])
+    bench.notes.add(what="latency", side=side, workload=bench.latency.name, ttft_p50_ms=p50, ttft_min_ms=1e3 * each[0])
 
 
 def raw_side(bench: Bench, ends: float, turns: int, further: Sequence[Callable[[Bench, RawEngine], None]] = ()) -> None:
