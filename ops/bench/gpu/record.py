@@ -75,6 +75,13 @@ class Notes:
                 self.add(what="step", ended="well", took_s=round(time.monotonic() - began, 1))
             self.pack_logs()
 
+    def attempt(self, measure: Callable[..., None], *arguments: Any) -> None:
+        """What is measured besides: if it breaks, that is written down, and no more."""
+        try:
+            measure(*arguments)
+        except Exception as error:
+            self.add(what="broken", measure=measure.__name__, error=f"{type(error).__name__}: {error}"[-2000:])
+
     def pack_logs(self) -> None:
         """Newest first, until they are too many."""
         files = sorted((f for f in self.logs.rglob("*") if f.is_file()), key=lambda f: -f.stat().st_mtime)

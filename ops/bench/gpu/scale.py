@@ -81,7 +81,7 @@ TINY = Scale(
     shape=_TINY_SHAPE,
     args={
         "dtype": "float32",
-        "max_model_len": 2048,
+        "max_model_len": 4096,
         "kv_cache_memory_bytes": 64 << 20,
         "max_num_seqs": 16,
         "max_num_batched_tokens": 1024,

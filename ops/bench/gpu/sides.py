@@ -116,7 +116,7 @@ def raw_side(bench: Bench, ends: float, turns: int, further: Sequence[Callable[[
         raw_latency(bench, raw)
         rounds(bench, "raw", measure_raw(bench, raw), ends, turns)
         for measure in further:
-            measure(bench, raw)
+            bench.notes.attempt(measure, bench, raw)
 
 
 # -- through HTTP -----------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def moray_side(
             )
             http_side(bench, side, session.url, ends, turns, HopCpu(session.url).read)
             for measure in further:
-                measure(bench, side, session.url)
+                bench.notes.attempt(measure, bench, side, session.url)
     finally:
         bench.notes.add(what="loaded", side=side, load_s=_core_load_s(began))  # Serve's logs are written late
         with suppress(OSError):
