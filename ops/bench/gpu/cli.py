@@ -10,16 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ops.bench.gpu.phases import PHASES
-from ops.bench.gpu.record import Notes
-from ops.bench.gpu.runs import GpuRun
-from ops.bench.gpu.scale import SCALES, prepare_environment
-from ops.bench.gpu.watching import machine
 from ops.errors import UserError
 
 
 def gpu(
-    phase: Annotated[str, typer.Argument(help="Which part: " + ", ".join(PHASES) + ".")],
+    phase: Annotated[str, typer.Argument(help="Which part: compare (the three sides) or headline.")],
     out: Annotated[Path, typer.Option(help="Folder of what is found: results.jsonl, logs.tar.gz.", metavar="DIR")],
     limit_s: Annotated[float, typer.Option(min=10, help="Seconds for all: steps that no longer fit are left.")] = 540,
     scale: Annotated[str, typer.Option(help="full, or tiny: the same run on a CPU, to try it.")] = "full",
@@ -35,6 +30,12 @@ def gpu(
 
     Example: moray bench gpu compare --out build/gpu
     """
+    from ops.bench.gpu.phases import PHASES
+    from ops.bench.gpu.record import Notes
+    from ops.bench.gpu.runs import GpuRun
+    from ops.bench.gpu.scale import SCALES, prepare_environment
+    from ops.bench.gpu.watching import machine
+
     if phase not in PHASES:
         raise UserError(f"there is no part {phase!r}; take one of {', '.join(PHASES)}")
     if scale not in SCALES:
