@@ -35,7 +35,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _ratios(rows: Sequence[Row], name: str) -> dict[str, Any]:
-    """Requests/s of Moray and of vLLM's server over the raw engine's: of the medians, and the spread of Moray's turns."""
+    """Requests/s of Moray and of vLLM's server over the raw engine's: of the medians, and Moray's spread."""
     load = name.removeprefix("http_ratio_")
     speeds = {side: _speeds(rows, side, load) for side in _SIDES}
     if not speeds["raw"] or not speeds["moray"]:

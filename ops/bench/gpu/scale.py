@@ -21,7 +21,7 @@ _TINY_SHAPE = MappingProxyType(
         "intermediate_size": 128,
         "moe_intermediate_size": 32,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "head_dim": 32,
         "num_experts": 8,
