@@ -20,8 +20,8 @@ from cluster.config import Settings
 from ops.errors import UserError
 from ops.progress import Stages
 from ops.session import Record, Session, check_port, running, state_directory
-from replicas.model_directory import check as check_model
 from replicas.model_directory import (
+    Flaw,
     check_context,
     check_cpu,
     check_plan,
@@ -29,6 +29,7 @@ from replicas.model_directory import (
     has_zentorch,
     runs_int8_experts,
 )
+from replicas.model_directory import check as check_model
 
 if TYPE_CHECKING:
     from cluster.app import Serving
@@ -51,6 +52,8 @@ def check_before_start(settings: Settings, dashboard_port_chosen: bool) -> None:
     store = settings.model.store_directory
     problems = check_version(store, settings.model.version_name) if store is not None else []
     problems = problems or check_model(settings.model.directory, settings.experts.shards)
+    if settings.engine.extra.get("load_format") == "dummy":  # vLLM makes weights up
+        problems = [problem for problem in problems if problem.flaw is not Flaw.WEIGHTS]
     problems = problems or check_context(
         settings.model.directory, settings.model.max_model_len, settings.engine.extra.get("hf_overrides") or {}
     )

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ops.bench.gpu.cli import gpu
 from ops.bench.reporting import AsJson, reporter
 from ops.bench.rollout_cli import gates, rollout
 
@@ -338,6 +339,7 @@ def detectors(
 
 app.command()(rollout)
 app.command()(gates)
+app.command()(gpu)
 
 
 def _show(title: str, figures: dict[str, Any], as_json: bool) -> None:

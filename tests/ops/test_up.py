@@ -123,3 +123,15 @@ def test_a_model_that_cannot_be_served_is_found_before_anything_starts(moray, tm
     up = moray("up", "--port", port, "--model", str(tmp_path / "nowhere"))
     _, err = up.communicate(timeout=15)
     assert up.returncode == 1 and f"the model directory {tmp_path}/nowhere does not exist" in err
+
+
+def test_weights_that_vllm_makes_up_need_no_files(tmp_path, port):
+    from cluster.config import load
+    from ops.bench.gpu.checkpoint import tier, write
+    from ops.up import StartError, check_before_start
+
+    model = write(tmp_path / "model", tier("32b") | {"vocab_size": 20_000})
+    given = {"model.path": str(model), "gateway.port": port, "ray.dashboard": "false"}
+    with pytest.raises(StartError, match="holds no weights"):
+        check_before_start(load(None, {}, given).settings, False)
+    check_before_start(load(None, {}, given | {"engine.extra.load_format": "dummy"}).settings, False)

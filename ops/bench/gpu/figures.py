@@ -1,0 +1,123 @@
+"""From what runs on a GPU wrote down to `ops/bench/results/gpu.json`. Pure.
+
+`python -m ops.bench.gpu.figures RESULTS.jsonl … > ops/bench/results/gpu.json`
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ops.bench.gpu.record import lines
+
+Row = Mapping[str, Any]
+_RATIOS = ("http_ratio_512x512x128", "http_ratio_1024x256x128")
+_SIDES = ("raw", "moray", "vllm_serve")
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures that are asked for, as far as they were measured, and every row that they were made of."""
+    found: dict[str, Any] = {"weights": "dummies of the real shapes: speed only, no answer means anything"}
+    found |= {"machine": next((dict(row) for row in rows if row["what"] == "machine"), None)}
+    for name in _RATIOS:
+        found |= _ratios(rows, name)
+    raw, moray = (_only(rows, what="latency", side=side) for side in ("raw", "moray"))
+    if raw and moray:
+        found["added_ttft_p50_ms_1"] = round(moray["ttft_p50_ms"] - raw["ttft_p50_ms"], 2)
+    for kind in ("first", "second"):
+        if start := _start(rows, kind):
+            found[f"{kind}_start_s"] = start
+    return found | _headline(rows) | {"rows": [dict(row) for row in rows]}
+
+
+def _ratios(rows: Sequence[Row], name: str) -> dict[str, Any]:
+    """Requests/s of Moray and of vLLM's server over the raw engine's: of the medians, and Moray's spread."""
+    load = name.removeprefix("http_ratio_")
+    speeds = {side: _speeds(rows, side, load) for side in _SIDES}
+    if not speeds["raw"] or not speeds["moray"]:
+        return {}
+    raw = statistics.median(speeds["raw"])
+    found: dict[str, Any] = {f"req_s_{load}": {side: each for side, each in speeds.items() if each}}
+    found[name] = round(statistics.median(speeds["moray"]) / raw, 3)
+    found[f"{name}_spread"] = [round(min(speeds["moray"]) / max(speeds["raw"]), 3)]
+    found[f"{name}_spread"] += [round(max(speeds["moray"]) / min(speeds["raw"]), 3)]
+    if speeds["vllm_serve"]:
+        found[name.replace("http", "vllm_serve")] = round(statistics.median(speeds["vllm_serve"]) / raw, 3)
+    return found
+
+
+def _speeds(rows: Sequence[Row], side: str, load: str) -> list[float]:
+    """Of the runs of the whole 32B tier: those of the small one have a step of their own."""
+    return [
+        row["req_s"]
+        for row in rows
+        if row["what"] == "run" and row["side"] == side and row["workload"].startswith(f"{load}c") and _whole(row)
+    ]
+
+
+def _whole(row: Row) -> bool:
+    return row["step"] not in ("small", "7b")
+
+
+def _only(rows: Iterable[Row], **wanted: Any) -> Row | None:
+    return next((row for row in rows if wanted.items() <= row.items() and _whole(row)), None)
+
+
+def _start(rows: Sequence[Row], kind: str) -> float | None:
+    """The raw engine's start compiled, if it was the machine's first; Moray's core found that."""
+    row = _only(rows, what="start", side="raw") if kind == "first" else _only(rows, what="loaded", side="moray")
+    return None if row is None else row["load_s"]
+
+
+def _headline(rows: Sequence[Row]) -> dict[str, Any]:
+    """Each with its parts, so that nobody has to look them up."""
+    found: dict[str, Any] = {}
+
+    def ms(side: str, batch: int) -> float | None:
+        row = _only(rows, what="decode", side=side, batch=batch)
+        return None if row is None else row["ms_per_step"]
+
+    def speed(side: str) -> float | None:
+        of = [row["tok_s"] for row in rows if row["what"] == "run" and row["side"] == side]
+        return statistics.median(of) if of else None
+
+    def told(name: str, new: float | None, old: float | None) -> None:
+        if new and old:
+            found[name] = {"ratio": round(new / old, 3), "of": [new, old]}
+
+    told("moe_latency_over_dense", ms("32b bf16", 1), ms("dense bf16", 1))
+    told("moe_throughput_over_dense", speed("32b bf16"), speed("dense bf16"))
+    told("int8_throughput_over_bf16", speed("32b int8"), speed("32b bf16"))
+    told("bf16_throughput_over_fp32_24_layers", speed("half bf16"), speed("half fp32"))
+    told("bf16_latency_over_fp32_24_layers", ms("half bf16", 1), ms("half fp32", 1))
+    told("continuous_over_static", *(_batching(rows, kind) for kind in ("continuous", "static")))
+    contexts = sorted(
+        (row["context"], row["ms_per_step"]) for row in rows if row["what"] == "decode" and row["context"] > 1000
+    )
+    if len(contexts) > 1:
+        told("tpot_32k_over_1k", contexts[-1][1], contexts[0][1])
+    seven = next((row for row in rows if row["what"] == "latency" and row["step"] == "7b"), None)
+    if seven:
+        found["ttft_p50_ms_7b"] = seven["ttft_p50_ms"]
+    moray = [row for row in rows if row["what"] == "run" and row["side"] == "moray" and _whole(row)]
+    if used := [row["gpu_utilization"] for row in moray if "gpu_utilization" in row]:
+        found["gpu_utilization"] = round(statistics.median(used), 3)
+    return found
+
+
+def _batching(rows: Sequence[Row], kind: str) -> float | None:
+    row = _only(rows, what="batching", kind=kind)
+    return None if row is None else row["tok_s"]
+
+
+def main() -> None:
+    rows = [row for file in sys.argv[1:] for row in lines(Path(file))]
+    sys.stdout.write(json.dumps(figures(rows), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The raw engine: vLLM's `LLM` class in a process of its own, token ids in and token ids out.
+
+`python -m ops.bench.gpu.raw_engine LLM_ARGUMENTS_JSON` reads one `Ask` as JSON a line and answers each with a `Took`;
+`RawEngine` starts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ops.bench.direct_engine import BenchFailed
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Prompts to complete, each to exactly its number of `outputs` greedy tokens.
+
+    `together`: so many are given to the engine and waited for as a whole before the next, which is static batching;
+    1 is one after the other; 0 gives it all of them at once, which is what it batches continuously.
+    """
+
+    prompts: list[list[int]]
+    outputs: list[int]
+    together: int = 0
+
+
+class Took(msgspec.Struct, frozen=True):
+    """Seconds of the whole and of each batch (one, if all were given at once)."""
+
+    seconds: float
+    batches_s: list[float]
+    tokens: int
+
+
+class RawEngine:
+    """This module in a process of its own, as a context manager."""
+
+    def __init__(self, arguments: dict[str, Any], log: Path) -> None:
+        self._command = [sys.executable, "-m", "ops.bench.gpu.raw_engine", json.dumps(arguments)]
+        self._log = log
+        self.load_s = 0.0  # from the process's start to the engine's readiness
+
+    def __enter__(self) -> RawEngine:
+        began = time.monotonic()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            )
+        if self._line() != b"ready\n":
+            self.__exit__()
+            raise BenchFailed(f"the raw engine did not start:\n{self._log.read_text(errors='replace')[-3000:]}")
+        self.load_s = time.monotonic() - began
+        return self
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def run(self, ask: Ask) -> Took:
+        """BenchFailed: the engine died of it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(ask) + b"\n")
+        self._process.stdin.flush()
+        if not (line := self._line()):
+            raise BenchFailed(f"the raw engine died:\n{self._log.read_text(errors='replace')[-3000:]}")
+        return msgspec.json.decode(line, type=Took)
+
+    def __exit__(self, *_: object) -> None:
+        kill_group(self._process)
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that leads a session of its own, and all that it has started there."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def main() -> None:
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM logs to the standard output, which is ours
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(**json.loads(sys.argv[1]))
+    told.write("ready\n")
+    told.flush()
+    for line in sys.stdin:
+        ask = msgspec.json.decode(line, type=Ask)
+        wanted = [
+            (
+                {"prompt_token_ids": prompt},
+                SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False),
+            )
+            for prompt, n in zip(ask.prompts, ask.outputs, strict=True)
+        ]
+        together = ask.together or max(len(wanted), 1)
+        batches_s, made = [], 0
+        began = time.perf_counter()
+        for at in range(0, len(wanted), together):
+            batch = wanted[at : at + together]
+            batch_began = time.perf_counter()
+            answers = llm.generate([p for p, _ in batch], [params for _, params in batch], use_tqdm=False)
+            batches_s.append(time.perf_counter() - batch_began)
+            made += sum(len(answer.outputs[0].token_ids) for answer in answers)
+        told.write(msgspec.json.encode(Took(time.perf_counter() - began, batches_s, made)).decode() + "\n")
+        told.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""vLLM's own HTTP server, as `vllm serve` starts it: its app over `AsyncLLM`, the engine core in its own process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from ops.bench.direct_engine import BenchFailed
+from ops.bench.gpu.raw_engine import kill_group
+
+# What `vllm serve` runs for one API server; the command itself looks for a distribution named vllm, which a CPU lacks.
+_SERVER = "vllm.entrypoints.launchers.api_server.entry"
+
+
+class StockServer:
+    """A context manager. BenchFailed: it did not come up within `limit_s` seconds."""
+
+    def __init__(self, flags: list[str], port: int, log: Path, limit_s: float) -> None:
+        self._command = [sys.executable, "-m", _SERVER, *flags]
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = log
+        self._limit_s = limit_s
+        self.load_s = 0.0  # from the process's start to its first healthy answer
+
+    def __enter__(self) -> StockServer:
+        began = time.monotonic()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            while not self._healthy():
+                ended = self._process.poll() is not None
+                if ended or time.monotonic() - began > self._limit_s:
+                    what = "ended" if ended else f"was not ready within {self._limit_s:.0f} s"
+                    raise BenchFailed(f"vLLM's server {what}:\n{self._log.read_text(errors='replace')[-3000:]}")
+                time.sleep(0.2)
+        except BaseException:
+            kill_group(self._process)
+            raise
+        self.load_s = time.monotonic() - began
+        return self
+
+    def _healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def __exit__(self, *_: object) -> None:
+        kill_group(self._process)

@@ -1,0 +1,50 @@
+"""From rows to figures: medians, what is missing stays missing, and the small model is never taken for the whole."""
+
+import pytest
+
+from ops.bench.gpu.figures import figures
+
+
+def run(side, req_s, load="512x512x128", step="x"):
+    speed = {"req_s": req_s, "tok_s": 128 * req_s}
+    return {"step": step, "what": "run", "side": side, "workload": f"{load}c512"} | speed
+
+
+def batching(kind, tok_s):
+    return {"step": "moray", "what": "batching", "kind": kind, "tok_s": tok_s}
+
+
+def test_a_ratio_is_of_medians_and_tells_its_spread():
+    rows = [run("raw", r) for r in (50, 60, 70)] + [run("moray", r) for r in (57, 66, 54)]
+    found = figures([*rows, run("vllm_serve", 48.0)])
+    assert found["http_ratio_512x512x128"] == 0.95
+    assert found["http_ratio_512x512x128_spread"] == [round(54 / 70, 3), round(66 / 50, 3)]
+    assert found["vllm_serve_ratio_512x512x128"] == 0.8
+    assert "http_ratio_1024x256x128" not in found
+    assert len(found["rows"]) == 7
+
+
+def test_the_small_stack_is_no_side():
+    assert "http_ratio_512x512x128" not in figures([run("raw", 50), run("moray", 500, step="small")])
+
+
+def test_what_was_not_measured_is_not_told():
+    assert set(figures([])) == {"weights", "machine", "rows"}
+
+
+def test_headline_figures_name_their_parts():
+    def decode(side, ms, batch=1, context=208):
+        row = {"step": "x", "what": "decode", "side": side, "batch": batch}
+        return row | {"context": context, "ms_per_step": ms}
+
+    rows = [decode("32b bf16", 4.0), decode("dense bf16", 20.0), decode("raw", 4.1, context=1104)]
+    rows += [decode("raw", 5.0, context=32_080), run("half bf16", 20.0), run("half fp32", 8.0)]
+    rows += [batching("static", 50.0), batching("continuous", 80.0)]
+    rows += [{"step": "7b", "what": "latency", "side": "moray", "ttft_p50_ms": 31.0}]
+    found = figures(rows)
+    assert found["moe_latency_over_dense"] == {"ratio": 0.2, "of": [4.0, 20.0]}
+    assert found["tpot_32k_over_1k"]["ratio"] == pytest.approx(1.22, abs=0.001)
+    assert found["bf16_throughput_over_fp32_24_layers"]["ratio"] == 2.5
+    assert found["continuous_over_static"]["ratio"] == 1.6
+    assert found["ttft_p50_ms_7b"] == 31.0
+    assert "added_ttft_p50_ms_1" not in found
