@@ -83,7 +83,7 @@ def start(
     spec |= {name: value for name, value in given.items() if value is not None}
     spec |= dict(_pair("--set", pair) for pair in set_ or ())
     client = _client(port, url, api_key)
-    _say_orfollow(client, client.start(spec), watch, as_json)
+    _say_or_follow(client, client.start(spec), watch, as_json)
 
 
 @app.command(epilog="Examples: `moray rollout status` · `moray rollout status --json | jq .current.phase`")
@@ -142,7 +142,7 @@ def undo(
 ) -> None:
     """Start a rollout back to the version before the last rollout that was done."""
     client = _client(port, url, api_key)
-    _say_orfollow(client, client.undo(gated), watch, as_json)
+    _say_or_follow(client, client.undo(gated), watch, as_json)
 
 
 @app.command(
@@ -181,7 +181,7 @@ def history(
 # -- following one ----------------------------------------------------------------------------------------------------
 
 
-def _say_orfollow(client: Client, report: dict[str, Any], watch: bool, as_json: bool) -> None:
+def _say_or_follow(client: Client, report: dict[str, Any], watch: bool, as_json: bool) -> None:
     """Of a rollout that has begun."""
     if watch:
         follow(client, report["current"]["id"], as_json)

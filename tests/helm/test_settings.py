@@ -93,7 +93,6 @@ def test_the_application_has_these_settings(
     monkeypatch.setattr("cluster.config.this_machine", lambda: Machine(8, 4 if case == "32b" else 0))
     monkeypatch.setattr("cluster.config.lacking", lambda *_: [])  # no GPU here
     monkeypatch.setenv("MORAY_CONFIG", str(file))
-    monkeypatch.delenv("MORAY_SHARED", raising=False)  # the tests' own, which a pod has not
     arguments = arguments_of(objects)
     assert "version" not in arguments["model"]
     build(arguments)

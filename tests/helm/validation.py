@@ -1,6 +1,6 @@
 """Objects against the schemas of their kinds: Kubernetes' own, strictly, KubeRay's and the Prometheus operator's.
 
-The latter are in `shared/schemas/crds.json` beside the checkout (or in MORAY_SHARED); tests skip them without it.
+The latter are in `shared/schemas/crds.json` beside the checkout (or in SHARED_FOLDER); tests skip them without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jsonschema
 import kubernetes_validate
 from helms import ROOT, Object
 
-CRDS = Path(os.environ.get("MORAY_SHARED") or ROOT.parent / "shared") / "schemas" / "crds.json"
+CRDS = Path(os.environ.get("SHARED_FOLDER") or ROOT.parent / "shared") / "schemas" / "crds.json"
 # Kinds of the chart whose schemas nobody here has; the tests say themselves what is in them.
 WITHOUT_SCHEMA = {"gateway.networking.k8s.io/v1/HTTPRoute", "monitoring.coreos.com/v1alpha1/ScrapeConfig"}
 OLDEST = (1, 25)  # that kubernetes-validate knows

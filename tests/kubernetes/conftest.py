@@ -14,7 +14,7 @@ import pytest
 from kube_api_server import ApiServer
 from kubernetes import client
 
-SCHEMAS = Path(os.environ.get("MORAY_SHARED", Path(__file__).parents[3] / "shared")) / "schemas/crds.json"
+SCHEMAS = Path(os.environ.get("SHARED_FOLDER", Path(__file__).parents[3] / "shared")) / "schemas/crds.json"
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         if not needed.exists():
             pytest.skip(f"no {needed}: scripts/build-kube-apiserver makes it (`make test-k8s` runs that)")
     if not SCHEMAS.exists():
-        pytest.skip(f"no {SCHEMAS}: the schemas of KubeRay's custom resources (MORAY_SHARED: where schemas/ is)")
+        pytest.skip(f"no {SCHEMAS}: the schemas of KubeRay's custom resources (SHARED_FOLDER: where schemas/ is)")
     with kube_api_server.running(tmp_path_factory.mktemp("kube-apiserver")) as server:
         with server.http() as http:
             custom_resources.create(http, json.loads(SCHEMAS.read_text()))
