@@ -48,3 +48,16 @@ def test_headline_figures_name_their_parts():
     assert found["continuous_over_static"]["ratio"] == 1.6
     assert found["ttft_p50_ms_7b"] == 31.0
     assert "added_ttft_p50_ms_1" not in found
+
+
+def test_a_start_that_failed_is_no_second_start():
+    def loaded(load_s, step="moray"):
+        return {"step": step, "what": "loaded", "side": "moray", "load_s": load_s}
+
+    assert "second_start_s" not in figures([loaded(None), loaded(20.0, step="small")])
+    assert figures([loaded(None), loaded(47.6)])["second_start_s"] == 47.6
+
+
+def test_a_failures_own_words_stay_in_the_logs():
+    [row] = figures([{"step": "raw", "what": "step", "ended": "broken", "error": "/a/path", "trace": "/b"}])["rows"]
+    assert row == {"step": "raw", "what": "step", "ended": "broken"}
