@@ -109,8 +109,9 @@ def load(
     sources = _Sources()
     if file is not None:
         _read_yaml(file, sources)
-    if of_file is not None:
-        sources.given = [given for given in sources.given if given.key in of_file]
+    if of_file is not None and sources.given:
+        # Another version's file may hold what this one does not know. That it can be read at all is asked for.
+        sources = _Sources([given for given in sources.given if given.key in of_file])
     _read_env(env or {}, sources)
     for key, value in (overrides or {}).items():
         sources.add(key, _parsed(key, value) if isinstance(value, str) else value, COMMAND_LINE)

@@ -6,6 +6,7 @@ running streams notice nothing.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.25
 TELL_S = 1.0  # metrics: oftener than they are scraped
+MAKES_WAY_S = 60.0  # a killed actor's name is free in a second or two; a busy machine starts one in some
 
 _decode_outbox = msgspec.msgpack.Decoder(Outbox | Resync).decode
 
@@ -86,6 +88,7 @@ class Router:
     """The actor around `RouterState`. Replicas call it through Ray; gateways hold a connection each."""
 
     def __init__(self, spec: RouterSpec) -> None:
+        self._spec = spec
         self._state = RouterState(spec.batcher(), spec.max_queue, spec.scaling_window(time.monotonic()))
         self._listen = spec.listen or ray.util.get_node_ip_address()
         self._token = secrets.token_hex(16)
@@ -188,6 +191,10 @@ class Router:
     async def observe_scaling(self) -> Report | None:
         return self._state.observe_scaling(time.monotonic())
 
+    async def serves(self, spec: RouterSpec) -> bool:
+        """Whether these are its settings."""
+        return spec == self._spec
+
     async def scaled(self, decided: Decided) -> None:
         self._state.scaled(decided)
 
@@ -208,8 +215,21 @@ class Router:
 
 
 def start_router(spec: RouterSpec) -> "ray.actor.ActorHandle":
-    """The model's router, started if it is not there. Detached: it outlives whoever asked first."""
+    """The model's router, started if it is not there. Detached: it outlives whoever asked first.
+
+    One of other settings makes way: gateways and replicas find the new one, and say all they have open. Raises
+    TimeoutError if it does not.
+    """
     # Made an actor here, not by a decorator: then Ray imports the class where it runs, instead of pickling its code.
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000)(Router)
     name = actor_name(spec.model)
-    return actor.options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached").remote(spec)
+    router = actor.options(name=name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached")
+    until = time.monotonic() + MAKES_WAY_S
+    while time.monotonic() < until:
+        with contextlib.suppress(ray.exceptions.RayActorError, ValueError):  # Ray has not given its name free yet
+            made = router.remote(spec)
+            if ray.get(made.serves.remote(spec), timeout=MAKES_WAY_S):
+                return made
+            ray.kill(made)
+        time.sleep(0.05)
+    raise TimeoutError(f"the router {name}, of other settings, did not make way in {MAKES_WAY_S:.0f} s")

@@ -188,13 +188,11 @@ class Replica:
         has = Weights(info.version, info.directory, info.checksum)
         swapping = Swapping(swap, self._host, has, self._spec.start_timeout_s, self._tell_swap)
         try:
-            outcome = await swapping.run(self._let_end_what_runs)
+            await self._serve(await swapping.run(self._let_end_what_runs))
         except Exception as error:  # whatever it is: a replica must not stay out of rotation and say nothing
             self._on_failure(
                 error if isinstance(error, EngineFailed) else EngineFailed(f"the swap broke off: {error!r}")
             )
-        else:
-            await self._serve(outcome)
 
     def _tell_swap(self, report: SwapReport) -> None:
         self._swap = report

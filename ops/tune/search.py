@@ -61,7 +61,10 @@ class Found:
 
 
 def next_trial(options: Sequence[Option], trials: Sequence[Trial], first_rate: float) -> tuple[Setting, float] | None:
-    """The setting and rate to measure next; None: the search is over. `first_rate`: of the very first trial."""
+    """The setting and rate to measure next; None: the search is over. `first_rate`: of the very first trial.
+
+    The first values of the options have to run: where they do not, the others climb from a thousandth of `first_rate`.
+    """
     known = _Known(trials)
     best = {option.name: option.values[0] for option in options}
     if (rate := known.next_rate(best, first_rate)) is not None:

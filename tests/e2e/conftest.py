@@ -127,11 +127,14 @@ class Shared:
             self.close()
             self._session, self._settings = self._stack.enter_context(session(settings)), settings
         deadline = time.monotonic() + WHOLE_WITHIN_S
-        while not self._session.is_whole(replicas):
-            if time.monotonic() > deadline:
-                self.close()  # the next test gets another
-                pytest.fail(f"{replicas} idle replicas are not there: the test before, or the start, has cost some")
-            time.sleep(0.05)
+        try:
+            while not self._session.is_whole(replicas):
+                if time.monotonic() > deadline:
+                    pytest.fail(f"{replicas} idle replicas are not there: the test before, or the start, has cost some")
+                time.sleep(0.05)
+        except BaseException:
+            self.close()  # the next test gets another
+            raise
         return self._session
 
     def close(self) -> None:

@@ -111,6 +111,14 @@ def test_what_was_not_copied_whole_is_no_version(pod: Pod, copier: dict[str, Any
     assert pod.run(copier, SOURCE=str(pod.bucket), COPY=COPY)[0] == 0, "it is tried again"
 
 
+def test_a_version_that_cannot_be_had_keeps_no_pod_of_another_from_starting(pod: Pod, copier: dict[str, Any]) -> None:
+    pod.put("v1", pod.bucket)
+    pod.wants("v0", "v1")
+    code, said = pod.run(copier, SOURCE=str(pod.bucket))
+    assert code == 0 and "version v0 was not copied" in said
+    assert (pod.store / "v1" / "moray.json").exists() and not (pod.store / "v0").exists()
+
+
 def test_versions_added_to_the_list_come_while_the_pod_runs(pod: Pod, render: Render) -> None:
     beside = container(render(CASES["object-storage"]), "copy-new-versions")
     beside["args"] = [beside["args"][0].replace("sleep 15", "sleep 0.2")]

@@ -125,6 +125,13 @@ def test_pods_that_split_an_expert_group_are_refused(group: dict[str, Any], said
         render(tier("32b") | {"ray": {"workerGroups": [{"name": "a100", "cpus": 24, "replicas": 2} | group]}})
 
 
+def test_more_gateways_than_the_pods_hold_are_refused(render: Render) -> None:
+    values = tier("32b") | {"ray": {"workerGroups": [{"name": "a100", "cpus": 24, "gpus": 4, "replicas": 2}]}}
+    render(values | {"settings": {"gateway": {"count": 8}}})
+    with pytest.raises(Refused, match=r"count is 9, but a worker pod holds 4 gateways at most, and there are 2"):
+        render(values | {"settings": {"gateway": {"count": 9}}})
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

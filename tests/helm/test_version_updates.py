@@ -87,14 +87,6 @@ def test_the_user_config_is_one_that_the_rollout_engine_understands(render: Rend
     assert deployment["name"] == "Gateway" and wish.version == "v2" and wish.rollout == gates
 
 
-def test_what_is_rolled_back_is_rendered_as_it_was(render: Render) -> None:
-    """`helm rollback` sends what was rendered then: nothing in it may tell of the upgrade between."""
-    assert render(with_version("v1")) == render(dict(with_version("v1")))
-    assert changed(render, with_version("v2"), with_version("v1")).keys() == (
-        changed(render, with_version("v1"), with_version("v2")).keys()
-    )
-
-
 @pytest.mark.parametrize(
     ("settings", "path", "values"),
     [

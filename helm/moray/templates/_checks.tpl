@@ -97,6 +97,11 @@
 {{- if and (eq $strategy "surge") (lt (int $facts.room) (add $facts.most $surge | int)) (ge (int $facts.room) (int $facts.most)) -}}
   {{- $wrong = append $wrong (printf "rollouts are to surge, which takes room for %v replicas more than %v, but the worker groups hold %v: raise their %s, or roll in place" $surge $facts.most $facts.room (ternary "maxReplicas" "replicas" $facts.autoscaler)) -}}
 {{- end -}}
+{{- $pods := 0 -}}
+{{- range $facts.groups }}{{ $pods = add $pods .max | int }}{{ end -}}
+{{- if gt (int $facts.gateways) (mul 4 $pods | int) -}}
+  {{- $wrong = append $wrong (printf "settings.gateway.count is %v, but a worker pod holds 4 gateways at most, and there are %v: lower it, or raise the worker groups' replicas" $facts.gateways $pods) -}}
+{{- end -}}
 {{- $cpus := 0.0 -}}
 {{- range $facts.groups }}{{ $cpus = addf $cpus (mulf (floor .cpus) .max) }}{{ end -}}
 {{- if lt $cpus (addf (mulf $facts.most $facts.cpusOfReplica) $facts.gateways) -}}

@@ -12,17 +12,19 @@
 {{/* A copy gets its name when it is whole: moray.json makes a directory a version. A half one begins with a dot. */}}
 {{- define "moray.copyVersions" -}}
 copy_versions() {
+  failed=0
   for VERSION in $(cat /etc/moray/versions); do
     [ -e "/models/store/$VERSION/moray.json" ] && continue
     echo "copying version $VERSION"
     TARGET=/models/store/.part
     export VERSION TARGET
     rm -rf "$TARGET" "/models/store/$VERSION" && mkdir "$TARGET" || return 1
-    sh -ec "$COPY" || { echo "version $VERSION was not copied" >&2; return 1; }
-    [ -e "$TARGET/moray.json" ] || { echo "what was copied for version $VERSION has no moray.json: it is no version" >&2; return 1; }
+    sh -ec "$COPY" || { echo "version $VERSION was not copied" >&2; failed=1; continue; }
+    [ -e "$TARGET/moray.json" ] || { echo "what was copied for version $VERSION has no moray.json: it is no version" >&2; failed=1; continue; }
     mv "$TARGET" "/models/store/$VERSION" || return 1
     echo "version $VERSION is there"
   done
+  return $failed
 }
 {{- end -}}
 
@@ -74,7 +76,7 @@ copy_versions() {
 {{- define "moray.modelInitContainers" -}}
 {{- $store := .Values.model.store -}}
 {{- if eq $store.kind "objectStorage" }}
-{{ include "moray.copier" (dict "root" . "name" "copy-versions" "script" "copy_versions") }}
+{{ include "moray.copier" (dict "root" . "name" "copy-versions" "script" "copy_versions || ls /models/store/*/moray.json >/dev/null # pods that serve another version are to start all the same") }}
 {{- end }}
 {{- if and $store.kind $store.verify }}
 - name: verify-versions

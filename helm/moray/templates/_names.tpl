@@ -19,7 +19,7 @@
 {{/* metadata of an object. Call with (dict "root" $ "name" … "component" …, optional). */}}
 {{- define "moray.metadata" -}}
 name: {{ .name }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ .root.Release.Namespace | quote }}
 labels:
   {{- include "moray.labels" . | nindent 2 }}
 {{- end -}}

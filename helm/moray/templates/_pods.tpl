@@ -68,7 +68,7 @@ its ports are Serve's defaults: a pod has nobody to share them with.
 {{- if eq $store.kind "persistentVolumeClaim" }}
 - name: store
   persistentVolumeClaim:
-    claimName: {{ $store.persistentVolumeClaim.claimName }}
+    claimName: {{ $store.persistentVolumeClaim.claimName | quote }}
     readOnly: true
 {{- else if eq $store.kind "hostPath" }}
 - name: store
@@ -119,7 +119,7 @@ its ports are Serve's defaults: a pod has nobody to share them with.
   mountPath: /models/store
   {{- if eq .Values.model.store.kind "persistentVolumeClaim" }}
   {{- with .Values.model.store.persistentVolumeClaim.subPath }}
-  subPath: {{ . }}
+  subPath: {{ . | quote }}
   {{- end }}
   {{- end }}
 {{- end -}}

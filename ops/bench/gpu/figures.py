@@ -23,16 +23,28 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures that are asked for, as far as they were measured, and every row that they were made of."""
     found: dict[str, Any] = {"weights": "dummies of the real shapes: speed only, no answer means anything"}
     found |= {"machine": next((dict(row) for row in rows if row["what"] == "machine"), None)}
+    beside = _beside(rows)
     for name in _RATIOS:
-        found |= _ratios(rows, name)
-    raw, moray = (_only(rows, what="latency", side=side) for side in ("raw", "moray"))
+        found |= _ratios(beside, name)
+    raw, moray = (_only(beside, what="latency", side=side) for side in ("raw", "moray"))
     if raw and moray:
         found["added_ttft_p50_ms_1"] = round(moray["ttft_p50_ms"] - raw["ttft_p50_ms"], 2)
-    for row in rows:
+    for row in beside:
         if row["what"] == "loaded" and row["load_s"] is not None and _whole(row):
             found["second_start_s"] = row["load_s"]  # the raw engine before it has compiled
     told = [{key: value for key, value in row.items() if key not in ("error", "trace")} for row in rows]
-    return found | _headline(rows) | {"rows": told}  # a failure's own words are in the logs, with that machine's paths
+    # A failure's own words are in the logs, with that machine's paths.
+    return found | _headline(rows, beside) | {"rows": told}
+
+
+def _beside(rows: Sequence[Row]) -> Sequence[Row]:
+    """Of the last pass in which the raw engine and Moray ran: each begins with the machine. None: no row."""
+    begins = [i for i, row in enumerate(rows) if row["what"] == "machine"] or [0]
+    for begin, end in reversed(list(zip(begins, [*begins[1:], len(rows)], strict=True))):
+        ran = {row["side"] for row in rows[begin:end] if row["what"] == "run" and _whole(row)}
+        if {"raw", "moray"} <= ran:
+            return rows[begin:end]
+    return ()
 
 
 def _ratios(rows: Sequence[Row], name: str) -> dict[str, Any]:
@@ -68,7 +80,7 @@ def _only(rows: Iterable[Row], **wanted: Any) -> Row | None:
     return next((row for row in rows if wanted.items() <= row.items() and _whole(row)), None)
 
 
-def _headline(rows: Sequence[Row]) -> dict[str, Any]:
+def _headline(rows: Sequence[Row], beside: Sequence[Row]) -> dict[str, Any]:
     """Each with its parts, so that nobody has to look them up."""
     found: dict[str, Any] = {}
 
@@ -89,7 +101,8 @@ def _headline(rows: Sequence[Row]) -> dict[str, Any]:
     told("int8_throughput_over_bf16", speed("32b int8"), speed("32b bf16"))
     told("bf16_throughput_over_fp32_24_layers", speed("half bf16"), speed("half fp32"))
     told("bf16_latency_over_fp32_24_layers", ms("half bf16", 1), ms("half fp32", 1))
-    told("continuous_over_static", *(_batching(rows, kind) for kind in ("continuous", "static")))
+    batching = (_only(beside, what="batching", kind=kind) for kind in ("continuous", "static"))
+    told("continuous_over_static", *(row["tok_s"] if row else None for row in batching))
     contexts = sorted(
         (row["context"], row["ms_per_step"]) for row in rows if row["what"] == "decode" and row["context"] > 1000
     )
@@ -98,16 +111,10 @@ def _headline(rows: Sequence[Row]) -> dict[str, Any]:
     seven = next((row for row in rows if row["what"] == "latency" and row["step"] == "7b"), None)
     if seven:
         found["ttft_p50_ms_7b"] = seven["ttft_p50_ms"]
-    moray = [row for row in rows if row["what"] == "run" and row["side"] == "moray" and _whole(row)]
+    moray = [row for row in beside if row["what"] == "run" and row["side"] == "moray" and _whole(row)]
     if used := [row["gpu_utilization"] for row in moray if "gpu_utilization" in row]:
         found["gpu_utilization"] = round(statistics.median(used), 3)
     return found
-
-
-def _batching(rows: Sequence[Row], kind: str) -> float | None:
-    """Of the last pass: one that was cut off has the one kind without the other."""
-    row = _only(reversed(rows), what="batching", kind=kind)
-    return None if row is None else row["tok_s"]
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def test_headline_figures_name_their_parts():
 
     rows = [decode("32b bf16", 4.0), decode("dense bf16", 20.0), decode("raw", 4.1, context=1104)]
     rows += [decode("raw", 5.0, context=32_080), run("half bf16", 20.0), run("half fp32", 8.0)]
-    rows += [batching("static", 50.0), batching("continuous", 80.0)]
+    rows += [run("raw", 1.0), run("moray", 1.0), batching("static", 50.0), batching("continuous", 80.0)]
     rows += [{"step": "7b", "what": "latency", "side": "moray", "ttft_p50_ms": 31.0}]
     found = figures(rows)
     assert found["moe_latency_over_dense"] == {"ratio": 0.2, "of": [4.0, 20.0]}
@@ -54,10 +54,19 @@ def test_a_start_that_failed_is_no_second_start():
     def loaded(load_s, step="moray"):
         return {"step": step, "what": "loaded", "side": "moray", "load_s": load_s}
 
-    assert "second_start_s" not in figures([loaded(None), loaded(20.0, step="small")])
-    assert figures([loaded(None), loaded(47.6)])["second_start_s"] == 47.6
+    ran = [run("raw", 1.0), run("moray", 1.0)]
+    assert "second_start_s" not in figures([*ran, loaded(None), loaded(20.0, step="small")])
+    assert figures([*ran, loaded(None), loaded(47.6)])["second_start_s"] == 47.6
 
 
 def test_a_failures_own_words_stay_in_the_logs():
     [row] = figures([{"step": "raw", "what": "step", "ended": "broken", "error": "/a/path", "trace": "/b"}])["rows"]
     assert row == {"step": "raw", "what": "step", "ended": "broken"}
+
+
+def test_sides_of_different_passes_are_not_compared():
+    machine = {"step": "", "what": "machine"}
+    rows = [machine, run("moray", 90.0), machine, run("raw", 100.0), run("moray", 60.0), machine, run("raw", 50.0)]
+    found = figures(rows)
+    assert found["http_ratio_512x512x128"] == 0.6 and found["req_s_512x512x128"]["moray"] == [60.0]
+    assert "http_ratio_512x512x128" not in figures(rows[:4])
