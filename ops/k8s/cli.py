@@ -194,14 +194,19 @@ def drain_node(
             return
         node_drain.cordon(api, node)
         say(f"{node} is cordoned, {len(here)} replicas are there")
+        # Once more: until it was cordoned, pods were placed there.
+        there = node_drain.pods_on(api, namespace, pods.find(api, namespace, name), node)
         watcher = node_drain.a_watcher_lives(api, namespace, f"{name}-node-watcher")
-        drained = node_drain.move_away(gateway, api_key, there, force=force, watcher=watcher, report=say)
-        node_drain.wait_until_idle(gateway, api_key, drained, until_s, say)
-    if evict:
-        if any(pod.role == "head" for pod in there):
-            say("Ray's head is among these pods: until it is back, nothing new is placed and no rollout goes on")
-        node_drain.evict(api, namespace, there, until_s, say)
-    say(f"nothing of Moray runs on {node} any more")
+        drained = node_drain.move_away(gateway, api_key, there, until_s, force=force, watcher=watcher, report=say)
+        known = sorted({*drained, *(str(one["id"]) for one in here)})
+        node_drain.wait_until_idle(gateway, api_key, known, until_s, say)
+    if not evict:
+        say(f"no request of this RayService runs on {node} any more; its pods stay there")
+        return
+    if any(pod.role == "head" for pod in there):
+        say("Ray's head is among these pods: until it is back, nothing new is placed and no rollout goes on")
+    node_drain.evict(api, namespace, there, until_s, say)
+    say(f"no Ray pod of this RayService runs on {node} any more")
 
 
 @app.command(

@@ -108,6 +108,8 @@ class NodeWatcher:
         """Why it could not do its work just now; "": it could."""
         if self.nodes.objects is None:
             return f"the nodes are not listed as yet: {self.nodes.trouble or 'the list is under way'}"
+        if self.events.objects is None:
+            return f"the nodes' Events are not listed as yet: {self.events.trouble or 'the list is under way'}"
         if (self.nodes.silent_s or 0.0) > 120.0:
             return f"nothing was heard of the nodes for {self.nodes.silent_s:.0f} s: {self.nodes.trouble}"
         unseen_s = self.leadership.unseen_s
@@ -125,7 +127,10 @@ class NodeWatcher:
             return False
         service = self._api.get(pods.services_path(self._namespace, self._rayservice), patience_s=PATIENCE_S)
         ours = pods.pods_of(self._api, self._namespace, service, PATIENCE_S)
-        found = nodes.leaving(known.values(), (self.events.objects or {}).values(), ours)
+        told = self.events.objects
+        found = nodes.leaving(known.values(), (told or {}).values(), ours)
+        # An Event that was not listed as yet may be what a replica was drained for.
+        undecided = found.undecided if told is not None else {pod.node for pod in ours}
         record = self.leadership.record
         self._note(found)
         if not found.nodes and not record:
@@ -136,7 +141,7 @@ class NodeWatcher:
         there = {replica.id for replica in replicas}
         self._seen_s = {one: now_s if one in there else self._seen_s.get(one, now_s) for one in record}
         unseen_s = {one: now_s - seen_s for one, seen_s in self._seen_s.items()}
-        planned = moving.plan(replicas, found.nodes, record, unseen_s)
+        planned = moving.plan(replicas, found.nodes, record, unseen_s, undecided, nodes.boots(known.values()))
         self._carry_out(planned, service)
         self._metrics.moved(found.nodes, planned.after, len(planned.last))
         return True

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fake_api import EVENTS, LEASES, NAMESPACE, PODS, FakeApi, FakeGateway, cluster_of, node, pod
+from fake_api import EVENTS, LEASES, NAMESPACE, PODS, FakeApi, FakeGateway, answering, cluster_of, node, pod
 
 from ops.k8s import node_watcher
 from ops.k8s.leadership import RECORD, Leadership
@@ -105,6 +105,42 @@ def test_a_gpu_error_event_moves_the_streams(server, gateway, watch, until):
     server.end_watches()
     running.watcher.events._version = None
     until(lambda: serving.states()["r2"] == "draining")
+
+
+def test_without_events_nothing_is_taken_back(server, gateway, watch, until):
+    cluster_of(server, "a", "b")
+    serving = gateway("r1", "r2")
+    serving.replicas["r1"]["state"] = "draining"
+    metadata = {"name": "moray-node-watcher", "annotations": {RECORD: '{"r1": "a"}'}}
+    server.put(f"{LEASES}/moray-node-watcher", {"metadata": metadata, "spec": {}})
+    server.fail("GET", "/api/v1/events", answering(500), times=10**4)
+    running = watch(serving)
+    until(lambda: running.leading and sample(running, "drained_replicas") == 1)
+    until(lambda: "Events are not listed" in running.watcher.unready)
+    server.put("/api/v1/nodes/c", node("c"))
+    assert running.watcher.look() and serving.orders == []
+    server.faults.clear()
+    until(lambda: serving.states()["r1"] == "ready", 20.0)
+
+
+def test_a_gpu_error_whose_event_has_expired_holds_until_a_boot(server, gateway, watch, until):
+    cluster_of(server, "a", "b")
+    serving = gateway("r1", "r2")
+    booted = node("b")
+    booted["status"]["nodeInfo"] = {"bootID": "boot-1"}
+    server.put("/api/v1/nodes/b", booted)
+    said = {"involvedObject": {"kind": "Node", "name": "b"}, "reason": "XIDError", "message": "Xid (PCI:0): 79"}
+    server.put("/api/v1/namespaces/default/events/b.1", said)
+    running = watch(serving)
+    until(lambda: serving.states()["r2"] == "draining")
+    assert running.watcher.leadership.record == {"r2": "b boot-1"}
+    server.delete("/api/v1/namespaces/default/events/b.1")
+    running.watcher.events._version = None  # see above
+    server.end_watches()
+    until(lambda: running.watcher.events.objects == {})
+    assert running.watcher.look() and serving.orders == [("drain", "r2")]
+    server.put("/api/v1/nodes/b", booted | {"status": booted["status"] | {"nodeInfo": {"bootID": "boot-2"}}})
+    until(lambda: serving.states()["r2"] == "ready")
 
 
 def test_what_is_done_was_remembered_before(server, gateway, watch, until):
