@@ -271,8 +271,8 @@ def watch_nodes(
     from ops.k8s.running import run
 
     host, _, port = listen.rpartition(":")
-    if not port.isdigit():
-        raise typer.BadParameter(f"--listen {listen}: write it as HOST:PORT")
+    if not port.isdecimal() or int(port) > 65535:
+        raise typer.BadParameter(f"--listen {listen}: write it as HOST:PORT, with a port of at most 65535")
     run(url.rstrip("/"), api_key, lease, (host.strip("[]"), int(port)), namespace, rayservice, kubeconfig, context)
 
 

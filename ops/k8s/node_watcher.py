@@ -28,6 +28,8 @@ from ops.status import fetch
 logger = logging.getLogger(__name__)
 
 BUSY_EVERY_S, IDLE_EVERY_S = 2.0, 15.0  # looks: while something is to be done or undone, and else
+WOKEN_PAUSE_S = 0.5  # before a look, also one that it is woken for: what changes at once is looked at once
+STALE_S = 120.0  # nothing heard of the nodes for so long: what is known of them is no reason to act
 PATIENCE_S = 5.0  # of a call within a look: the next look is near
 TOLD_EVERY_S = 60.0  # what lasts is logged so often
 EVENTS_EVERY_S = 600.0
@@ -83,6 +85,7 @@ class NodeWatcher:
                     logger.warning("the lease went to another while this one was at work; it goes on there")
                 every_s = BUSY_EVERY_S if busy or failures else IDLE_EVERY_S
                 self._woken.wait(min(every_s * 2 ** min(failures, 3), IDLE_EVERY_S) * (0.75 + 0.5 * random.random()))
+                self._stop.wait(min(WOKEN_PAUSE_S * 2 ** min(failures, 5), IDLE_EVERY_S))
                 self._woken.clear()
         finally:
             self.nodes.stop()
@@ -110,12 +113,19 @@ class NodeWatcher:
             return f"the nodes are not listed as yet: {self.nodes.trouble or 'the list is under way'}"
         if self.events.objects is None:
             return f"the nodes' Events are not listed as yet: {self.events.trouble or 'the list is under way'}"
-        if (self.nodes.silent_s or 0.0) > 120.0:
-            return f"nothing was heard of the nodes for {self.nodes.silent_s:.0f} s: {self.nodes.trouble}"
+        if self._stale:
+            return self._stale
         unseen_s = self.leadership.unseen_s
         if unseen_s is None or unseen_s > 60.0:
             return "the lease cannot be read"
         return ""
+
+    @property
+    def _stale(self) -> str:
+        """Why what is known of the nodes is no reason to act; "": it is one."""
+        if (silent_s := self.nodes.silent_s or 0.0) <= STALE_S:
+            return ""
+        return f"nothing was heard of the nodes for {silent_s:.0f} s: {self.nodes.trouble or 'the watch says nothing'}"
 
     # -- one look -----------------------------------------------------------------------------------------------------
 
@@ -124,6 +134,9 @@ class NodeWatcher:
         known, leads = self.nodes.objects, self.leadership.leading
         self._metrics.looked(leads, self.nodes, self.events)
         if known is None or not leads:
+            return False
+        if stale := self._stale:
+            self._say("stale", f"the nodes are not looked at: {stale}")
             return False
         service = self._api.get(pods.services_path(self._namespace, self._rayservice), patience_s=PATIENCE_S)
         ours = pods.pods_of(self._api, self._namespace, service, PATIENCE_S)

@@ -145,3 +145,9 @@ def test_pauses_grow_up_to_a_limit(failures, chance):
 @given(st.floats(0, 1e6), st.floats(0, 0.999))
 def test_what_the_server_asks_for_is_the_least(asked, chance):
     assert asked <= pause_s(1, asked, chance) <= asked * 1.25
+
+
+@pytest.mark.parametrize("details", ['"a text"', "[1]", '{"causes": "a text"}', '{"causes": ["a text"]}', "null"])
+def test_an_answer_of_another_shape_is_a_refusal_too(details):
+    refused = refusal(500, f'{{"message": "broken", "details": {details}}}', "GET /x")
+    assert refused.causes == () and "broken" in str(refused)
