@@ -172,8 +172,8 @@ def drain_node(
     from ops.k8s import node_drain, pods
     from ops.k8s.gateway import reached
 
-    if undo and evict:
-        raise typer.BadParameter("--undo takes the node back: leave out --evict")
+    if undo and (evict or force):
+        raise typer.BadParameter("--undo takes the node back: leave out --evict and --force")
 
     def say(text: str) -> None:
         Console().print(text, highlight=False, soft_wrap=True)

@@ -208,9 +208,7 @@ class NodeWatcher:
             f"room for one on another node, or drain it all the same: moray k8s drain-node {move.node} --force"
         )
         self._say(f"last {move.replica_id}", message)
-        now_s = time.monotonic()
-        if now_s - self._evented_s.get(move.replica_id, -EVENTS_EVERY_S) >= EVENTS_EVERY_S:
-            self._evented_s[move.replica_id] = now_s
+        if _due(self._evented_s, move.replica_id, EVENTS_EVERY_S):
             self._tell.tell(service, "LastReplica", message, warning=True)
 
     # -- what is said -------------------------------------------------------------------------------------------------
@@ -228,7 +226,16 @@ class NodeWatcher:
 
     def _say(self, about: str, message: str) -> None:
         """A warning, once a minute while it lasts."""
-        now_s = time.monotonic()
-        if now_s - self._told_s.get(about, -TOLD_EVERY_S) >= TOLD_EVERY_S:
-            self._told_s[about] = now_s
+        if _due(self._told_s, about, TOLD_EVERY_S):
             logger.warning(message)
+
+
+def _due(done_s: dict[str, float], about: str, every_s: float) -> bool:
+    """It was not done within `every_s`; then it counts as done now. What is due again is forgotten."""
+    now_s = time.monotonic()
+    for one in [one for one, at_s in done_s.items() if now_s - at_s >= every_s]:
+        del done_s[one]
+    if about in done_s:
+        return False
+    done_s[about] = now_s
+    return True

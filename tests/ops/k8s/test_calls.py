@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_api import PODS, answering, hanging_up, node, status
+from cluster_objects import node
+from fake_api import PODS, answering, hanging_up, status
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_api import PODS, answering, cluster_of, pod
+from cluster_objects import cluster_of, pod
+from fake_api import PODS, answering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner

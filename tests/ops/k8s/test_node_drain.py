@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_api import LEASES, PODS, SERVICES, cluster_of, node, pod
+from cluster_objects import cluster_of, node, pod
+from fake_api import LEASES, PODS, SERVICES
 from typer.testing import CliRunner
 
 from ops import cli
@@ -168,6 +169,13 @@ def test_nothing_is_changed_where_the_gateway_cannot_be_reached(server, moray):
     cluster_of(server, "a", "b")
     done = moray("a", "--url", "http://127.0.0.1:9")
     assert isinstance(done.exception, UserError) and "unschedulable" not in server.objects[NODE]["spec"]
+
+
+@pytest.mark.parametrize("option", ["--evict", "--force"])
+def test_the_way_back_takes_no_other_options(server, gateway, moray, option):
+    cluster_of(server, "a", "b")
+    done = moray("a", "--url", gateway("r1", "r2").url, "--undo", option)
+    assert done.exit_code == 2 and "--evict" in done.output and "--force" in done.output
 
 
 def test_a_node_that_does_not_exist_is_not_made(server, gateway, moray):

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fake_api import EVENTS, LEASES, NAMESPACE, PODS, FakeApi, FakeGateway, answering, cluster_of, node, pod
+from cluster_objects import cluster_of, node, pod
+from fake_api import EVENTS, LEASES, NAMESPACE, PODS, FakeApi, answering
+from fake_gateway import FakeGateway
 from typer.testing import CliRunner
 
 from ops import cli
@@ -311,6 +313,14 @@ def test_health_on_ipv6() -> None:
 def test_where_it_cannot_listen(listen):
     done = CliRunner().invoke(cli.app, ["k8s", "watch-nodes", "--url", "http://x", "--listen", listen])
     assert done.exit_code == 2 and "HOST:PORT" in done.output
+
+
+def test_what_was_said_long_ago_is_forgotten(monkeypatch):
+    now_s, said_s = 0.0, dict[str, float]()
+    monkeypatch.setattr(node_watcher.time, "monotonic", lambda: now_s)
+    assert node_watcher._due(said_s, "a", 60.0) and not node_watcher._due(said_s, "a", 60.0)
+    now_s = 60.0
+    assert node_watcher._due(said_s, "b", 60.0) and said_s == {"b": 60.0} and node_watcher._due(said_s, "a", 60.0)
 
 
 def test_health_readiness_metrics() -> None:

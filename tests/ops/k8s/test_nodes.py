@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_api import node, pod
+from cluster_objects import node, pod
 from hypothesis import given
 from hypothesis import strategies as st
 
