@@ -201,7 +201,7 @@ def drain_node(
         known = sorted({*drained, *(str(one["id"]) for one in here)})
         node_drain.wait_until_idle(gateway, api_key, known, until_s, say)
     if not evict:
-        say(f"no request of this RayService runs on {node} any more; its pods stay there")
+        say(f"no request of this RayService runs on {node} any more" + ("; its pods stay there" if there else ""))
         return
     if any(pod.role == "head" for pod in there):
         say("Ray's head is among these pods: until it is back, nothing new is placed and no rollout goes on")

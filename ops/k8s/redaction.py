@@ -26,7 +26,7 @@ OPEN_ENVIRONMENT = frozenset(
     }
 )  # fmt: skip
 _SECRET_FIELD = re.compile(
-    r"(password|passwd|secret|token|credentials?|api[-_]?key|access[-_]?key|private[-_]?key|authorization)$",
+    r"(password|passwd|secret|token|credentials?|api[-_]?keys?|access[-_]?key|private[-_]?key|authorization)$",
     re.IGNORECASE,
 )
 _FLAG = re.compile(r"--[\w-]{0,40}(?:password|passwd|secret|token|key)", re.IGNORECASE)
@@ -36,12 +36,12 @@ _TEXTS = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {GONE}"),
     # Greedy: a password may have an @ of its own.
     (re.compile(r"(://[^\s/:@]*):[^\s/]+@"), rf"\1:{GONE}@"),
-    # key: value, KEY=value, "key": "value", also as JSON in a string of JSON, and as a list of one.
+    # key: value, KEY=value, "key": "value", also as JSON in a string of JSON, and as a list.
     (
         re.compile(
-            r"(?i)((?:password|passwd|secret|api[-_]?key|access[-_]?key(?:[-_]id)?|[-_]token|authtoken)"
-            r"\\*[\"']?\s*[:=]\s*\[?\s*)"
-            r"""(?:\\+"(?:[^"\\\n]|\\+[^"\\\n])*\\+"|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\\*["']?[^\s"',;&}\]\\]+)"""
+            r"(?i)((?:password|passwd|secret|api[-_]?keys?|access[-_]?key(?:[-_]id)?|[-_]token|authtoken)"
+            r"\\*[\"']?\s*[:=]\s*)"
+            r"""(?:\[[^\]\n]*|\\+"(?:[^"\\\n]|\\+[^"\\\n])*\\+"|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\\*["']?[^\s"',;&}\]\\]+)"""
         ),
         rf"\1{GONE}",
     ),
@@ -84,6 +84,8 @@ def _field(key: str, part: Any) -> Any:
     if _SECRET_FIELD.search(key):
         if isinstance(part, str):
             return GONE
+        if isinstance(part, list):
+            return [GONE if isinstance(one, str) else thing(one) for one in part]
         if isinstance(part, Mapping) and isinstance(part.get("value"), str):  # KubeRay's redisPassword
             part = {**part, "value": GONE}
     return thing(part)

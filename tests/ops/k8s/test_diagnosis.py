@@ -100,6 +100,7 @@ def test_a_file_that_cannot_be_written(server, gateway, moray, tmp_path):
         f'started with ["--tls-key", "{SECRET}"]',
         f'api_key: "{SECRET}',
         f"api_key=['{SECRET}']",
+        f"api_keys: [a, '{SECRET}']",
         f'api_key=["{SECRET}"]',
         f'{{"message": "{{\\"api_key\\": \\"{SECRET}\\"}}"}}',
         f'{{\\"api_key\\": \\"a {SECRET}\\"}}',
@@ -147,6 +148,8 @@ def test_figures_stay():
 @pytest.mark.parametrize(
     "value",
     [
+        {"api_key": [SECRET]},
+        {"gateway": {"api_keys": ["a", SECRET]}},
         {"args": ["serve", "--api-key", SECRET]},
         {"command": ["ray", f"--redis-password={SECRET}"]},
         {"runtime_env": {"env_vars": {"SOME_OPTION": SECRET}}},
