@@ -172,8 +172,8 @@ def drain_node(
     from ops.k8s import node_drain, pods
     from ops.k8s.gateway import reached
 
-    if undo and evict:
-        raise typer.BadParameter("--undo takes the node back: leave out --evict")
+    if undo and (evict or force):
+        raise typer.BadParameter("--undo takes the node back: leave out --evict and --force")
 
     def say(text: str) -> None:
         Console().print(text, highlight=False, soft_wrap=True)
@@ -194,14 +194,19 @@ def drain_node(
             return
         node_drain.cordon(api, node)
         say(f"{node} is cordoned, {len(here)} replicas are there")
+        # Once more: until it was cordoned, pods were placed there.
+        there = node_drain.pods_on(api, namespace, pods.find(api, namespace, name), node)
         watcher = node_drain.a_watcher_lives(api, namespace, f"{name}-node-watcher")
-        drained = node_drain.move_away(gateway, api_key, there, force=force, watcher=watcher, report=say)
-        node_drain.wait_until_idle(gateway, api_key, drained, until_s, say)
-    if evict:
-        if any(pod.role == "head" for pod in there):
-            say("Ray's head is among these pods: until it is back, nothing new is placed and no rollout goes on")
-        node_drain.evict(api, namespace, there, until_s, say)
-    say(f"nothing of Moray runs on {node} any more")
+        drained = node_drain.move_away(gateway, api_key, there, until_s, force=force, watcher=watcher, report=say)
+        known = sorted({*drained, *(str(one["id"]) for one in here)})
+        node_drain.wait_until_idle(gateway, api_key, known, until_s, say)
+    if not evict:
+        say(f"no request of this RayService runs on {node} any more" + ("; its pods stay there" if there else ""))
+        return
+    if any(pod.role == "head" for pod in there):
+        say("Ray's head is among these pods: until it is back, nothing new is placed and no rollout goes on")
+    node_drain.evict(api, namespace, there, until_s, say)
+    say(f"no Ray pod of this RayService runs on {node} any more")
 
 
 @app.command(
@@ -266,8 +271,8 @@ def watch_nodes(
     from ops.k8s.running import run
 
     host, _, port = listen.rpartition(":")
-    if not port.isdigit():
-        raise typer.BadParameter(f"--listen {listen}: write it as HOST:PORT")
+    if not port.isdecimal() or int(port) > 65535:
+        raise typer.BadParameter(f"--listen {listen}: write it as HOST:PORT, with a port of at most 65535")
     run(url.rstrip("/"), api_key, lease, (host.strip("[]"), int(port)), namespace, rayservice, kubeconfig, context)
 
 

@@ -28,7 +28,10 @@ def connect(
         else:
             file = str(kubeconfig.expanduser()) if kubeconfig is not None else None
             config.load_kube_config(file, context, client_configuration=configuration, persist_config=False)
-            namespace = _namespace(config.list_kube_config_contexts(file), context)
+            if context is not None:  # which works without a current-context, other than the list of contexts
+                namespace = _namespace_of(context, file)
+            else:
+                namespace = str(config.list_kube_config_contexts(file)[1]["context"].get("namespace") or "default")
     except (config.ConfigException, OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"no cluster to talk to ({str(error).rstrip('.')}): name one by --kubeconfig FILE, --context NAME or "
@@ -51,7 +54,14 @@ def _in_a_pod() -> bool:
     return not named and "KUBERNETES_SERVICE_HOST" in os.environ
 
 
-def _namespace(contexts: tuple[list[dict[str, Any]], dict[str, Any]], wanted: str | None) -> str:
-    known, active = contexts
-    chosen = next((one for one in known if one["name"] == wanted), active)
-    return str(chosen["context"].get("namespace") or "default")
+def _namespace_of(context: str, file: str | None) -> str:
+    """Of several files in KUBECONFIG the first that has the context counts. Raises OSError, YAMLError."""
+    import yaml
+    from kubernetes.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
+
+    for name in (file or KUBE_CONFIG_DEFAULT_LOCATION).split(os.pathsep):
+        if (path := Path(name).expanduser()).is_file():
+            for one in (yaml.safe_load(path.read_text()) or {}).get("contexts") or ():
+                if one["name"] == context:
+                    return str(one["context"].get("namespace") or "default")
+    return "default"

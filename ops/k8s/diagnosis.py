@@ -55,6 +55,7 @@ class Bundle:
         root = file.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")
         try:
             file.touch(mode=0o600, exist_ok=True)
+            file.chmod(0o600)  # one that was there keeps its mode
             with tarfile.open(file, "w:gz") as archive:
                 for name, said in files.items():
                     data = said.encode()
@@ -94,7 +95,7 @@ def collect(
             targets: list[Any] = []
             bundle.add("gateway/targets.json", lambda: _into(targets, _targets(gateway, api_key)))
     except UserError as error:
-        bundle.missing |= dict.fromkeys([*GATEWAY_PARTS, "gateway/targets.json"], str(error))
+        bundle.missing |= dict.fromkeys([*GATEWAY_PARTS, "gateway/targets.json"], redaction.text(str(error)))
         targets = []
     for part, ask in _metrics(api, namespace, ours, targets):
         report(part)

@@ -15,9 +15,10 @@ from ops.drain import DrainFailed, drain
 from ops.errors import UserError
 from ops.k8s import pods
 from ops.k8s.calls import FIELD_MANAGER, Api
+from ops.k8s.moving import GONE_AFTER_S
 from ops.k8s.pods import Pod
 from ops.k8s.refusals import Conflict, DisruptionBudget, Forbidden, Missing, other_managers
-from ops.status import fetch
+from ops.status import StatusError, fetch
 
 LOOK_EVERY_S = 1.0
 EVICT_EVERY_S = 5.0
@@ -76,11 +77,12 @@ def a_watcher_lives(api: Api, namespace: str, lease: str) -> bool:
 
 
 def move_away(
-    url: str, api_key: str | None, there: list[Pod], *, force: bool, watcher: bool, report: Report
+    url: str, api_key: str | None, there: list[Pod], until_s: float, *, force: bool, watcher: bool, report: Report
 ) -> list[str]:
     """Drains the replicas of these pods; their ids. With a watcher it is let go first: what it drains, it takes back
-    with the node, however that comes back. Raises DrainFailed.
+    with the node, however that comes back. `until_s`: on time.monotonic(). Raises DrainFailed, NotInTime.
     """
+    _wait_for_replicas(url, api_key, until_s, report)
     waits_until_s = time.monotonic() + (WATCHER_S if watcher else 0.0)
     while True:
         found = replicas_on(url, api_key, there)
@@ -108,20 +110,58 @@ def take_back(url: str, api_key: str | None, there: list[Pod]) -> list[str]:
 
 
 def wait_until_idle(url: str, api_key: str | None, replica_ids: list[str], until_s: float, report: Report) -> None:
-    """Returns when nothing runs on them. `until_s`: on time.monotonic(). Raises NotInTime."""
-    told = None
+    """Returns when nothing runs on them. `until_s`: on time.monotonic(). Raises NotInTime, StatusError.
+
+    One that the router does not know is not idle, as a router that starts anew knows none for a while: what was known
+    last counts, until it is away for so long that it is gone.
+    """
+    told: tuple[int, list[str]] | None = None
+    left_of = dict.fromkeys(replica_ids, 1)
+    seen_s = dict.fromkeys(replica_ids, time.monotonic())
     while True:
-        granted = {one["id"]: int(one["granted"]) for one in _replicas(url, api_key)}
-        left = sum(granted.get(replica_id, 0) for replica_id in replica_ids)  # gone is empty, too
-        if left != told:
-            report(f"{left} requests run there")
-            told = left
+        try:
+            granted = {str(one["id"]): int(one["granted"]) for one in _replicas(url, api_key)}
+        except StatusError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(LOOK_EVERY_S)
+            continue
+        now_s = time.monotonic()
+        for replica_id in replica_ids:
+            if replica_id in granted:
+                left_of[replica_id], seen_s[replica_id] = granted[replica_id], now_s
+            elif now_s - seen_s[replica_id] >= GONE_AFTER_S:
+                left_of[replica_id] = 0
+        left = sum(left_of.values())
+        unknown = sorted(replica_id for replica_id in left_of.keys() - granted.keys() if left_of[replica_id])
+        if (left, unknown) != told:
+            report(f"{left} requests run there" if not unknown else f"the router does not know {', '.join(unknown)}")
+            told = (left, unknown)
         if not left:
             return
-        if time.monotonic() > until_s:
+        if now_s > until_s:
+            if unknown:
+                raise NotInTime(
+                    f"the router does not know {', '.join(unknown)}, so that streams may still run there: give it more "
+                    "time by --timeout, or see `moray k8s status` whether the replica is there"
+                )
             raise NotInTime(
                 f"{left} requests still run there: give them more time by --timeout, or see `moray k8s status` whether "
                 "another replica takes them"
+            )
+        time.sleep(LOOK_EVERY_S)
+
+
+def _wait_for_replicas(url: str, api_key: str | None, until_s: float, report: Report) -> None:
+    """Until the router knows any replica: one that starts anew knows none for a while. Raises NotInTime."""
+    began_s, told = time.monotonic(), False
+    while not _replicas(url, api_key) and time.monotonic() - began_s < GONE_AFTER_S:
+        if not told:
+            report("the router knows no replica: it may have started just now")
+            told = True
+        if time.monotonic() > until_s:
+            raise NotInTime(
+                "the router knows no replica, so that streams may run there: give it more time by --timeout"
             )
         time.sleep(LOOK_EVERY_S)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
@@ -92,7 +93,10 @@ class Health:
 
             def log_message(self, *_: object) -> None: ...
 
-        self._server = ThreadingHTTPServer(address, Handler)
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+        self._server = Server(address, Handler)
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True)
         self._thread.start()

@@ -28,6 +28,8 @@ from ops.status import fetch
 logger = logging.getLogger(__name__)
 
 BUSY_EVERY_S, IDLE_EVERY_S = 2.0, 15.0  # looks: while something is to be done or undone, and else
+WOKEN_PAUSE_S = 0.5  # before a look, also one that it is woken for: what changes at once is looked at once
+STALE_S = 120.0  # nothing heard of the nodes for so long: what is known of them is no reason to act
 PATIENCE_S = 5.0  # of a call within a look: the next look is near
 TOLD_EVERY_S = 60.0  # what lasts is logged so often
 EVENTS_EVERY_S = 600.0
@@ -83,6 +85,7 @@ class NodeWatcher:
                     logger.warning("the lease went to another while this one was at work; it goes on there")
                 every_s = BUSY_EVERY_S if busy or failures else IDLE_EVERY_S
                 self._woken.wait(min(every_s * 2 ** min(failures, 3), IDLE_EVERY_S) * (0.75 + 0.5 * random.random()))
+                self._stop.wait(min(WOKEN_PAUSE_S * 2 ** min(failures, 5), IDLE_EVERY_S))
                 self._woken.clear()
         finally:
             self.nodes.stop()
@@ -108,12 +111,21 @@ class NodeWatcher:
         """Why it could not do its work just now; "": it could."""
         if self.nodes.objects is None:
             return f"the nodes are not listed as yet: {self.nodes.trouble or 'the list is under way'}"
-        if (self.nodes.silent_s or 0.0) > 120.0:
-            return f"nothing was heard of the nodes for {self.nodes.silent_s:.0f} s: {self.nodes.trouble}"
+        if self.events.objects is None:
+            return f"the nodes' Events are not listed as yet: {self.events.trouble or 'the list is under way'}"
+        if self._stale:
+            return self._stale
         unseen_s = self.leadership.unseen_s
         if unseen_s is None or unseen_s > 60.0:
             return "the lease cannot be read"
         return ""
+
+    @property
+    def _stale(self) -> str:
+        """Why what is known of the nodes is no reason to act; "": it is one."""
+        if (silent_s := self.nodes.silent_s or 0.0) <= STALE_S:
+            return ""
+        return f"nothing was heard of the nodes for {silent_s:.0f} s: {self.nodes.trouble or 'the watch says nothing'}"
 
     # -- one look -----------------------------------------------------------------------------------------------------
 
@@ -123,9 +135,15 @@ class NodeWatcher:
         self._metrics.looked(leads, self.nodes, self.events)
         if known is None or not leads:
             return False
+        if stale := self._stale:
+            self._say("stale", f"the nodes are not looked at: {stale}")
+            return False
         service = self._api.get(pods.services_path(self._namespace, self._rayservice), patience_s=PATIENCE_S)
         ours = pods.pods_of(self._api, self._namespace, service, PATIENCE_S)
-        found = nodes.leaving(known.values(), (self.events.objects or {}).values(), ours)
+        told = self.events.objects
+        found = nodes.leaving(known.values(), (told or {}).values(), ours)
+        # An Event that was not listed as yet may be what a replica was drained for.
+        undecided = found.undecided if told is not None else {pod.node for pod in ours}
         record = self.leadership.record
         self._note(found)
         if not found.nodes and not record:
@@ -136,7 +154,7 @@ class NodeWatcher:
         there = {replica.id for replica in replicas}
         self._seen_s = {one: now_s if one in there else self._seen_s.get(one, now_s) for one in record}
         unseen_s = {one: now_s - seen_s for one, seen_s in self._seen_s.items()}
-        planned = moving.plan(replicas, found.nodes, record, unseen_s)
+        planned = moving.plan(replicas, found.nodes, record, unseen_s, undecided, nodes.boots(known.values()))
         self._carry_out(planned, service)
         self._metrics.moved(found.nodes, planned.after, len(planned.last))
         return True
@@ -190,9 +208,7 @@ class NodeWatcher:
             f"room for one on another node, or drain it all the same: moray k8s drain-node {move.node} --force"
         )
         self._say(f"last {move.replica_id}", message)
-        now_s = time.monotonic()
-        if now_s - self._evented_s.get(move.replica_id, -EVENTS_EVERY_S) >= EVENTS_EVERY_S:
-            self._evented_s[move.replica_id] = now_s
+        if _due(self._evented_s, move.replica_id, EVENTS_EVERY_S):
             self._tell.tell(service, "LastReplica", message, warning=True)
 
     # -- what is said -------------------------------------------------------------------------------------------------
@@ -210,7 +226,16 @@ class NodeWatcher:
 
     def _say(self, about: str, message: str) -> None:
         """A warning, once a minute while it lasts."""
-        now_s = time.monotonic()
-        if now_s - self._told_s.get(about, -TOLD_EVERY_S) >= TOLD_EVERY_S:
-            self._told_s[about] = now_s
+        if _due(self._told_s, about, TOLD_EVERY_S):
             logger.warning(message)
+
+
+def _due(done_s: dict[str, float], about: str, every_s: float) -> bool:
+    """It was not done within `every_s`; then it counts as done now. What is due again is forgotten."""
+    now_s = time.monotonic()
+    for one in [one for one, at_s in done_s.items() if now_s - at_s >= every_s]:
+        del done_s[one]
+    if about in done_s:
+        return False
+    done_s[about] = now_s
+    return True

@@ -6,7 +6,7 @@ the cluster autoscaler), and GPUs that are broken (node-problem-detector, the cl
 Events). That a machine *may* be taken some day (a spot label, a rebalance recommendation, a candidate of the
 autoscaler's) is no reason.
 
-Nodes that are not ready are left only while they are the minority: where most of them seem so at once, it is the
+Nodes that are not ready are left only while they are not the majority: where most of them seem so at once, it is the
 control plane that does not see them, and moving all streams to the few others would do the harm itself.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,12 +37,14 @@ class Urgency(enum.IntEnum):
 class Reason:
     urgency: Urgency
     why: str  # for people: "the node " + why
+    until_boot: bool = False  # it holds, or one beside it does, until the node has booted, though nothing tells of it
 
 
 @dataclass(frozen=True)
 class Leaving:
     nodes: Mapping[str, Reason]  # those of our pods' nodes that must be left
     withheld: str = ""  # a sentence: which are not left although they look so
+    undecided: frozenset[str] = frozenset()  # those
 
 
 # Taints by key: who says so. Not among them: marks of a kind of machine (cloud.google.com/gke-spot,
@@ -123,16 +125,23 @@ def leaving(nodes: Iterable[Json], events: Iterable[Json], pods: Sequence[Pod]) 
         else:
             found[name] = reasons(node, told.get(name, ()), [pod.tolerations for pod in there])
     unready = [name for name, why in found.items() if any(reason.urgency is Urgency.NOT_READY for reason in why)]
-    withheld = ""
+    withheld, undecided = "", frozenset[str]()
     if len(unready) * 2 > len(ours):
         found |= {
             name: [reason for reason in found[name] if reason.urgency is not Urgency.NOT_READY] for name in unready
         }
+        undecided = frozenset(unready)
         withheld = (
             f"{len(unready)} of {len(ours)} nodes are not ready at once: that is likelier the control plane's view "
             "than theirs, so it is no reason to leave them"
         )
-    return Leaving({name: max(why, key=_urgency) for name, why in found.items() if why}, withheld)
+    return Leaving({name: _most_urgent(why) for name, why in found.items() if why}, withheld, undecided)
+
+
+def boots(nodes: Iterable[Json]) -> dict[str, str]:
+    """Boot ids by the nodes' names, of those that tell theirs."""
+    told = {node["metadata"]["name"]: (node.get("status") or {}).get("nodeInfo") or {} for node in nodes}
+    return {name: str(info["bootID"]) for name, info in told.items() if info.get("bootID")}
 
 
 def of_interest(node: Json) -> Json:
@@ -142,7 +151,10 @@ def of_interest(node: Json) -> Json:
     return {
         "metadata": {key: metadata[key] for key in ("name", "uid", "deletionTimestamp") if key in metadata},
         "spec": {key: spec[key] for key in ("taints", "unschedulable") if key in spec},
-        "status": {"conditions": [{key: one.get(key) for key in told} for one in status.get("conditions") or ()]},
+        "status": {
+            "conditions": [{key: one.get(key) for key in told} for one in status.get("conditions") or ()],
+            "nodeInfo": {"bootID": (status.get("nodeInfo") or {}).get("bootID")},
+        },
     }
 
 
@@ -162,8 +174,9 @@ def reasons(node: Json, events: Iterable[Json], tolerations: Iterable[Sequence[J
     return found
 
 
-def _urgency(reason: Reason) -> Urgency:
-    return reason.urgency
+def _most_urgent(why: Sequence[Reason]) -> Reason:
+    first = max(why, key=lambda reason: reason.urgency)
+    return replace(first, until_boot=any(reason.until_boot for reason in why))
 
 
 def _of_taints(taints: Iterable[Json], tolerations: Sequence[Sequence[Json]]) -> Iterable[Reason]:
@@ -223,7 +236,7 @@ def _of_events(events: Iterable[Json], ready_since: datetime | None) -> Iterable
             yield Reason(Urgency.GOING, f"has the event {reason}: {GOING_EVENTS[reason]}")
         for number in _xids(f"{reason} {event.get('message') or ''}"):
             if number in BROKEN_XIDS:
-                yield Reason(Urgency.BROKEN, f"has a GPU error, Xid {number}: {BROKEN_XIDS[number]}")
+                yield Reason(Urgency.BROKEN, f"has a GPU error, Xid {number}: {BROKEN_XIDS[number]}", until_boot=True)
 
 
 def _xids(text: str) -> Iterable[int]:

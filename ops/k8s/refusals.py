@@ -57,8 +57,13 @@ def refusal(status: int, body: str, asked: str) -> ApiRefused:
     told = _status_object(body)
     message = str(told.get("message") or body.strip()[:300] or "no reason given").rstrip(".")
     reason = str(told.get("reason") or "")
-    details = told.get("details") or {}
-    causes = tuple({key: str(value) for key, value in one.items()} for one in details.get("causes") or ())
+    details = told.get("details")
+    listed = details.get("causes") if isinstance(details, dict) else None  # a proxy in between may say anything
+    causes = tuple(
+        {key: str(value) for key, value in one.items()}
+        for one in (listed if isinstance(listed, list) else ())
+        if isinstance(one, dict)
+    )
     kind: type[ApiRefused] = ApiRefused
     match status:
         case 401:

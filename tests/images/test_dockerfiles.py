@@ -286,6 +286,15 @@ def test_a_python_that_the_lock_file_is_not_for_is_refused(tmp_path) -> None:
     assert done.stderr.strip() == "images/install: requirements/gpu.lock is for Python 3.12, this is Python 3.13.1"
 
 
+def test_the_directory_may_be_named_from_here(tmp_path) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    for name in ("python", "moray", "ray"):
+        (tmp_path / "venv" / "bin" / name).write_text("#!/bin/sh\n")
+        (tmp_path / "venv" / "bin" / name).chmod(0o755)
+    done = install("moray", "venv", "wheel", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def context(tmp_path_factory) -> Path:
     """What a builder would be sent."""

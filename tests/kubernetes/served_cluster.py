@@ -7,13 +7,14 @@ import socket
 from typing import Any
 
 import httpx
-from fake_api import SERVE_CONFIG
+from cluster_objects import SERVE_CONFIG
 from kube_api_server import ApiServer
 
 from ops.k8s.calls import Api
 from ops.k8s.connect import api_client
 
 MERGE = {"Content-Type": "application/merge-patch+json"}
+APPLY = {"Content-Type": "application/apply-patch+yaml"}
 CONTAINER = {"name": "ray", "image": "registry.example/moray:1"}
 
 

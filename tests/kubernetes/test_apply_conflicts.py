@@ -8,6 +8,7 @@ import pytest
 from chart_values import of_version
 from helm_releases import VERSIONS, HelmFailed
 from kube_api_server import ApiServer
+from served_cluster import APPLY
 
 pytestmark = pytest.mark.k8s
 
@@ -47,5 +48,4 @@ def apply(http: httpx.Client, namespace: str, manager: str, spec: object, force:
     """Server-side apply to the RayService."""
     wanted = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": {"name": "prod-moray"}, "spec": spec}
     parameters = {"fieldManager": manager} | ({"force": "true"} if force else {})
-    headers = {"Content-Type": "application/apply-patch+yaml"}
-    return http.patch(SERVICE.format(namespace), params=parameters, headers=headers, json=wanted)
+    return http.patch(SERVICE.format(namespace), params=parameters, headers=APPLY, json=wanted)

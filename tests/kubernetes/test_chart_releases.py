@@ -14,6 +14,7 @@ from cases import OPEN
 from chart_values import INSTALLABLE, of_version
 from helm_releases import VERSIONS, Helm, HelmFailed
 from kube_api_server import ApiServer
+from served_cluster import MERGE
 from stored_objects import Objects, content, stored
 
 pytestmark = pytest.mark.k8s
@@ -61,9 +62,8 @@ def test_another_model_version_changes_the_wish_and_the_settings_and_nothing_els
     helm.install(RELEASE, helms.CHART, of_version("v1"))
     status = {"serviceStatus": "Running"}  # as KubeRay writes it, by the status subresource
     with api_server.http() as http:
-        headers = {"Content-Type": "application/merge-patch+json"}
         path = f"/apis/ray.io/v1/namespaces/{namespace}/rayservices/{NAME}/status"
-        http.patch(path, json={"status": status}, headers=headers).raise_for_status()
+        http.patch(path, json={"status": status}, headers=MERGE).raise_for_status()
     before = objects()
 
     helm.upgrade(RELEASE, helms.CHART, of_version("v2"))

@@ -12,10 +12,10 @@ import helms
 import pytest
 import yaml
 from chart_values import of_version
-from fake_api import FakeGateway
+from fake_gateway import FakeGateway
 from helm_releases import VERSIONS
 from kube_api_server import ApiServer
-from served_cluster import MERGE, ServedCluster, api_of, own_address
+from served_cluster import APPLY, MERGE, ServedCluster, api_of, own_address
 from typer.testing import CliRunner
 
 from ops import cli
@@ -85,8 +85,7 @@ def test_a_node_that_somebody_applies_as_open_is_not_forced(api_server: ApiServe
     node = served.nodes[0]
     with api_server.http() as http:
         wanted = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}, "spec": {"unschedulable": False}}
-        headers = {"Content-Type": "application/apply-patch+yaml"}
-        http.patch(f"/api/v1/nodes/{node}", params={"fieldManager": "fleet"}, headers=headers, json=wanted)
+        http.patch(f"/api/v1/nodes/{node}", params={"fieldManager": "fleet"}, headers=APPLY, json=wanted)
     with pytest.raises(UserError, match=r"held open by fleet"):
         moray("drain-node", node, "--url", serving.url)
     assert served.node(node)["spec"].get("unschedulable", False) is False
@@ -144,8 +143,7 @@ def test_rollout_changes_the_version_and_nothing_else(api_server: ApiServer, ser
         http.delete(served.service).raise_for_status()
         for manager, part in (("fleet", spec), ("moray", {"serveConfigV2": before["spec"]["serveConfigV2"]})):
             wanted = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": {"name": "moray"}, "spec": part}
-            headers = {"Content-Type": "application/apply-patch+yaml"}
-            done = http.patch(served.service, params={"fieldManager": manager}, headers=headers, json=wanted)
+            done = http.patch(served.service, params={"fieldManager": manager}, headers=APPLY, json=wanted)
             assert done.is_success, done.text
     for version in ("v2", "v3"):
         assert f"asks for {version} now" in moray("rollout", version)

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import yaml
 from chart_values import OPEN
-from fake_api import FakeGateway
-from helm_releases import VERSIONS
+from fake_gateway import FakeGateway
+from helm_releases import INSTALLED
 from kube_api_server import ApiServer
 from served_cluster import ServedCluster
 
@@ -32,8 +32,7 @@ LEASE = f"{SERVICE}-node-watcher"
 @pytest.fixture
 def served(api_server: ApiServer, namespace: str) -> Iterator[ServedCluster]:
     """The chart, installed, and two worker pods of its RayService."""
-    installed = next((version for version in VERSIONS if not helms.missing(version)), VERSIONS[0])
-    helm = api_server.helm(installed, namespace)
+    helm = api_server.helm(INSTALLED, namespace)
     helm.install(RELEASE, helms.CHART, OPEN)
     with api_server.http() as http:
         made = ServedCluster(http, namespace, SERVICE, workers=2)
@@ -90,7 +89,11 @@ class Watcher:
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.wait(30)
+        try:
+            return self.process.wait(30)
+        finally:
+            self.process.kill()  # one that hangs
+            self.process.wait()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import helms
 import httpx
 import pytest
 from chart_values import INSTALLABLE
-from helm_releases import VERSIONS
+from helm_releases import INSTALLED
 from kube_api_server import ApiServer
 
 pytestmark = pytest.mark.k8s
@@ -33,8 +33,7 @@ def named_by_values(api_server: ApiServer) -> None:
 @pytest.mark.parametrize("case", INSTALLABLE)
 @pytest.mark.usefixtures("named_by_values")
 def test_the_api_server_takes_every_pod(case: str, api_server: ApiServer, namespace: str):
-    installed = next((version for version in VERSIONS if not helms.missing(version)), VERSIONS[0])
-    helm = api_server.helm(installed, namespace)
+    helm = api_server.helm(INSTALLED, namespace)
     helm.install("prod", helms.CHART, INSTALLABLE[case])
     with api_server.http() as http:
         taken = {}

@@ -15,8 +15,9 @@ import helms
 import httpx
 import pytest
 from chart_values import of_version
-from helm_releases import VERSIONS
+from helm_releases import INSTALLED
 from kube_api_server import ApiServer
+from served_cluster import MERGE
 
 pytestmark = pytest.mark.k8s
 
@@ -25,7 +26,6 @@ CORE, HERE, ELSEWHERE = "/api/v1", "/api/v1/namespaces/{here}", "/api/v1/namespa
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/{here}/leases"
 RAY = "/apis/ray.io/v1/namespaces/{here}"
 ROLES = "/apis/rbac.authorization.k8s.io/v1"
-MERGE = "application/merge-patch+json"
 WATCH = "?watch=1&timeoutSeconds=1"
 
 
@@ -107,12 +107,11 @@ FORBIDDEN = [
 def here(api_server: ApiServer) -> Iterator[str]:
     """A namespace with a release, as it is after its installation."""
     name = "rbac"
-    installed = next((version for version in VERSIONS if not helms.missing(version)), VERSIONS[0])
     with api_server.http() as http:
         http.post("/api/v1/namespaces", json={"metadata": {"name": name}}).raise_for_status()
         http.post("/api/v1/nodes", json={"metadata": {"name": "node-1"}}).raise_for_status()
         http.post(f"/api/v1/namespaces/{name}/serviceaccounts", json={"metadata": {"name": "none"}}).raise_for_status()
-        helm = api_server.helm(installed, name)
+        helm = api_server.helm(INSTALLED, name)
         helm.install("prod", helms.CHART, of_version("v1"))
         yield name
         helm.uninstall("prod")
@@ -167,7 +166,7 @@ def account(api_server: ApiServer, namespace: str, name: str) -> httpx.Client:
 
 def send(http: httpx.Client, ask: Ask, here: str, read: str = "") -> httpx.Response:
     body = None if ask.body is None else json.dumps(ask.body).replace("{here}", here).replace("{read}", read)
-    headers = {"Content-Type": MERGE if ask.method == "PATCH" else "application/json"}
+    headers = MERGE if ask.method == "PATCH" else {"Content-Type": "application/json"}
     return http.request(ask.method, ask.path.format(here=here), content=body, headers=headers)
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_api import NAMESPACE, FakeApi, FakeGateway
+from fake_api import NAMESPACE, FakeApi
+from fake_gateway import FakeGateway
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_api import PODS, answering, hanging_up, node, status
+from cluster_objects import node
+from fake_api import PODS, answering, hanging_up, status
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -145,3 +146,9 @@ def test_pauses_grow_up_to_a_limit(failures, chance):
 @given(st.floats(0, 1e6), st.floats(0, 0.999))
 def test_what_the_server_asks_for_is_the_least(asked, chance):
     assert asked <= pause_s(1, asked, chance) <= asked * 1.25
+
+
+@pytest.mark.parametrize("details", ['"a text"', "[1]", '{"causes": "a text"}', '{"causes": ["a text"]}', "null"])
+def test_an_answer_of_another_shape_is_a_refusal_too(details):
+    refused = refusal(500, f'{{"message": "broken", "details": {details}}}', "GET /x")
+    assert refused.causes == () and "broken" in str(refused)

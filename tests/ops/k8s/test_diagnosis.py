@@ -6,7 +6,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from fake_api import PODS, answering, cluster_of, pod
+import yaml
+from cluster_objects import cluster_of, pod
+from fake_api import PODS, answering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -91,6 +93,22 @@ def test_a_file_that_cannot_be_written(server, gateway, moray, tmp_path):
         f"redis://user:{SECRET}@host:6379/0",
         f"aws_secret_access_key = {SECRET}",
         f"--redis-password={SECRET}",
+        f"--redis-password {SECRET}",
+        f"vllm serve --api-key {SECRET}",
+        f"vllm serve --api-key 'a {SECRET}'",
+        f"started with ['--api-key', '{SECRET}']",
+        f'started with ["--tls-key", "{SECRET}"]',
+        f'api_key: "{SECRET}',
+        f"api_key=['{SECRET}']",
+        f"api_keys: [a, '{SECRET}']",
+        f'api_key=["{SECRET}"]',
+        f'{{"message": "{{\\"api_key\\": \\"{SECRET}\\"}}"}}',
+        f'{{\\"api_key\\": \\"a {SECRET}\\"}}',
+        f"HF_TOKEN={SECRET}",
+        f"HF_TOKEN: {SECRET}",
+        f"password='a,{SECRET}'",
+        f'"password": "a\\"{SECRET}"',
+        f"redis://:p@{SECRET}@host:6379",
         "AKIAIOSFODNN7EXAMPLE",
         "hf_" + "a" * 34,
         "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl",
@@ -103,10 +121,63 @@ def test_keys_in_texts(text):
     assert "EXAMPLE" not in said and "MIIEow" not in said and "eyJ" not in said and "aaaa" not in said
 
 
+@pytest.mark.parametrize("one", ["a", "-", "a-", "://", "https", 'password="', "\\", "--key ", "eyJ"])
+def test_long_lines_take_no_long_time(one):
+    redaction.text(one * (200_000 // len(one)))  # minutes, where a pattern is quadratic
+
+
 def test_figures_stay():
     kept = {"kv_tokens_granted": 12, "max_tokens": 512, "secretName": "moray-key", "tokenExpirationSeconds": 3600}
     assert redaction.thing(kept) == kept
-    assert redaction.text("1200 tokens in, kv_tokens: 9") == "1200 tokens in, kv_tokens: 9"
+    for said in (
+        "1200 tokens in, kv_tokens: 9",
+        "eos_token_id: 5",
+        "max_tokens=7",
+        "--max-tokens 7",
+        "http://a:80/b@c",
+    ):
+        assert redaction.text(said) == said
+    assert redaction.thing({"args": ["--max-tokens", "7", "--port", "8"]})["args"] == [
+        "--max-tokens",
+        "7",
+        "--port",
+        "8",
+    ]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"api_key": [SECRET]},
+        {"gateway": {"api_keys": ["a", SECRET]}},
+        {"args": ["serve", "--api-key", SECRET]},
+        {"command": ["ray", f"--redis-password={SECRET}"]},
+        {"runtime_env": {"env_vars": {"SOME_OPTION": SECRET}}},
+        {"serveConfigV2": f"applications:\n- runtime_env:\n    env_vars: {{SOME_OPTION: {SECRET}}}\n"},
+        {"serveConfigV2": f"a: [\nHF_TOKEN: {SECRET}\n"},
+        {"serveConfigV2": f"password={SECRET}"},
+        {"serveConfigV2": f"a: 2026-99-99\nHF_TOKEN: {SECRET}"},
+        {"serveConfigV2": f"a: &a [*a]\nHF_TOKEN: {SECRET}"},
+        {"serveConfigV2": f"1: 2\nHF_TOKEN: {SECRET}"},
+    ],
+)
+def test_keys_in_objects(value):
+    said = str(redaction.thing(value))
+    assert SECRET not in said and redaction.GONE in said
+
+
+def test_a_serve_config_stays_readable():
+    told = redaction.thing({"serveConfigV2": "applications:\n- name: moray\n  args: {max_num_seqs: 64}\n"})
+    assert yaml.safe_load(told["serveConfigV2"]) == {"applications": [{"name": "moray", "args": {"max_num_seqs": 64}}]}
+
+
+def test_a_bundle_that_was_there_is_its_owners_alone_again(server, gateway, moray, tmp_path):
+    cluster_of(server, "a")
+    file = tmp_path / "b.tar.gz"
+    file.touch(mode=0o644)
+    file.chmod(0o644)
+    assert moray("-o", str(file), "--url", gateway("r1").url).exit_code == 0
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_contents_of_secrets_and_settings():
@@ -120,7 +191,11 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["env", "data", "a", "token", "value"]), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["env", "env_vars", "args", "serveConfigV2", "data", "a", "token", "value"]),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=12,
 )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_api import LEASES, PODS, cluster_of, node, pod
+from cluster_objects import cluster_of, node, pod
+from fake_api import LEASES, PODS, SERVICES
 from typer.testing import CliRunner
 
 from ops import cli
 from ops.errors import UserError
 from ops.k8s import node_drain
+from ops.status import StatusError
 
 NODE = "/api/v1/nodes/a"
+SERVICE = f"{SERVICES}/moray"
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +43,7 @@ def test_it_cordons_moves_waits_and_takes_it_all_back(server, gateway, moray):
     cluster_of(server, "a", "b")
     serving = gateway("r1", "r2")
     done = moray("a", "--url", serving.url)
-    assert done.exit_code == 0 and "nothing of Moray runs on a any more" in done.output
+    assert done.exit_code == 0 and "no request of this RayService runs on a any more" in done.output
     assert "0 requests run there" in done.output
     assert server.objects[NODE]["spec"]["unschedulable"] is True and serving.states() == {
         "r1": "draining",
@@ -59,6 +63,82 @@ def test_it_evicts_and_waits_for_disruption_budgets(server, gateway, moray):
         done.exit_code == 0 and "waits for its disruption budget" in done.output and "worker-1 is gone" in done.output
     )
     assert f"{PODS}/worker-1" not in server.objects and f"{PODS}/worker-2" in server.objects
+    assert "no Ray pod of this RayService runs on a any more" in done.output
+
+
+def test_a_pod_that_came_before_the_cordon_is_moved_too(server, gateway, moray):
+    cluster_of(server, "a", "b")
+    serving = gateway("r1", "r2", "r3")
+
+    def place(_) -> bool:
+        server.put(f"{PODS}/worker-3", pod("worker-3", "a", "10.0.0.3"))
+        return False
+
+    server.fail("PATCH", NODE, place)
+    done = moray("a", "--url", serving.url, "--evict")
+    assert done.exit_code == 0, done.exception
+    assert serving.states() == {"r1": "draining", "r2": "ready", "r3": "draining"}
+    assert f"{PODS}/worker-3" not in server.objects
+
+
+def test_a_router_that_starts_anew_lets_nothing_be_evicted_under_streams(server, gateway, moray, monkeypatch):
+    cluster_of(server, "a", "b")
+    serving = gateway("r1", "r2")
+    replicas, drain = serving.replicas, serving.drain
+
+    def restart(asked):
+        answer = drain(asked)
+        replicas["r1"]["granted"] = 2  # they have not moved as yet
+        serving.replicas = {}
+        return answer
+
+    monkeypatch.setattr(serving, "drain", restart)
+    done = moray("a", "--url", serving.url, "--evict", "--timeout", "1")
+    assert isinstance(done.exception, UserError) and "the router does not know r1" in str(done.exception)
+    assert f"{PODS}/worker-1" in server.objects
+
+
+def test_one_that_the_router_does_not_know_for_long_is_gone(gateway, monkeypatch):
+    monkeypatch.setattr(node_drain, "GONE_AFTER_S", 0.2)
+    said: list[str] = []
+    began_s = time.monotonic()
+    node_drain.wait_until_idle(gateway("r2").url, None, ["r1"], began_s + 10, said.append)
+    assert time.monotonic() - began_s >= 0.2 and said == ["the router does not know r1", "0 requests run there"]
+
+
+def test_a_router_that_knows_nobody_is_waited_for(server, gateway):
+    cluster_of(server, "a", "b")
+    there = node_drain.pods_on(server.api(), "moray", server.objects[SERVICE], "a")
+    serving = gateway("r1", "r2")
+    known, serving.replicas = serving.replicas, {}
+
+    def say(text: str) -> None:
+        if "knows no replica" in text:
+            serving.replicas = known
+
+    until_s = time.monotonic() + 10
+    move = partial(node_drain.move_away, serving.url, None, there, force=False, watcher=False)
+    assert move(until_s=until_s, report=say) == ["r1"] and serving.states()["r1"] == "draining"
+    serving.replicas = {}
+    with pytest.raises(node_drain.NotInTime, match="knows no replica"):
+        move(until_s=time.monotonic(), report=lambda _: None)
+
+
+def test_a_gateway_that_fails_for_a_moment_does_not_end_the_wait(gateway, monkeypatch):
+    serving = gateway("r1", "r2")
+    serving.replicas["r1"]["granted"] = 0
+    answers = iter([StatusError("answered 503")])
+    real = node_drain.fetch
+
+    def fetch(*asked):
+        for error in answers:
+            raise error
+        return real(*asked)
+
+    monkeypatch.setattr(node_drain, "fetch", fetch)
+    node_drain.wait_until_idle(serving.url, None, ["r1"], time.monotonic() + 10, lambda _: None)
+    with pytest.raises(StatusError):
+        node_drain.wait_until_idle("http://127.0.0.1:9", None, ["r1"], time.monotonic(), lambda _: None)
 
 
 def test_a_budget_that_never_lets_it_ends_in_an_error(server, gateway, moray):
@@ -89,6 +169,13 @@ def test_nothing_is_changed_where_the_gateway_cannot_be_reached(server, moray):
     cluster_of(server, "a", "b")
     done = moray("a", "--url", "http://127.0.0.1:9")
     assert isinstance(done.exception, UserError) and "unschedulable" not in server.objects[NODE]["spec"]
+
+
+@pytest.mark.parametrize("option", ["--evict", "--force"])
+def test_the_way_back_takes_no_other_options(server, gateway, moray, option):
+    cluster_of(server, "a", "b")
+    done = moray("a", "--url", gateway("r1", "r2").url, "--undo", option)
+    assert done.exit_code == 2 and "--evict" in done.output and "--force" in done.output
 
 
 def test_a_node_that_does_not_exist_is_not_made(server, gateway, moray):
@@ -138,7 +225,7 @@ def test_an_old_lease_has_no_watcher_behind_it(server):
 def test_a_pod_that_was_replaced_under_its_name_is_not_evicted(server, gateway):
     cluster_of(server, "a", "b")
     api = server.api()
-    there = node_drain.pods_on(api, "moray", server.objects["/apis/ray.io/v1/namespaces/moray/rayservices/moray"], "a")
+    there = node_drain.pods_on(api, "moray", server.objects[SERVICE], "a")
     server.budget = 1  # it is asked for twice; meanwhile the pod is another
     new = pod("worker-1", "b", "10.0.0.9")
     server.put(f"{PODS}/worker-1", new | {"metadata": new["metadata"] | {"uid": "another"}})

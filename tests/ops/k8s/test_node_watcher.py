@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fake_api import EVENTS, LEASES, NAMESPACE, PODS, FakeApi, FakeGateway, cluster_of, node, pod
+from cluster_objects import cluster_of, node, pod
+from fake_api import EVENTS, LEASES, NAMESPACE, PODS, FakeApi, answering
+from fake_gateway import FakeGateway
+from typer.testing import CliRunner
 
+from ops import cli
+from ops.errors import UserError
 from ops.k8s import node_watcher
 from ops.k8s.leadership import RECORD, Leadership
 from ops.k8s.lease import Terms
 from ops.k8s.node_metrics import Health, Metrics
 from ops.k8s.node_watcher import NodeWatcher
+from ops.k8s.watching import Mirror
 
 QUICK = Terms(lease_s=1.5, renew_within_s=1.0, look_every_s=0.1)
 
@@ -23,6 +31,7 @@ QUICK = Terms(lease_s=1.5, renew_within_s=1.0, look_every_s=0.1)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_watcher, "BUSY_EVERY_S", 0.05)
     monkeypatch.setattr(node_watcher, "IDLE_EVERY_S", 0.3)
+    monkeypatch.setattr(node_watcher, "WOKEN_PAUSE_S", 0.01)
 
 
 class Running:
@@ -105,6 +114,42 @@ def test_a_gpu_error_event_moves_the_streams(server, gateway, watch, until):
     server.end_watches()
     running.watcher.events._version = None
     until(lambda: serving.states()["r2"] == "draining")
+
+
+def test_without_events_nothing_is_taken_back(server, gateway, watch, until):
+    cluster_of(server, "a", "b")
+    serving = gateway("r1", "r2")
+    serving.replicas["r1"]["state"] = "draining"
+    metadata = {"name": "moray-node-watcher", "annotations": {RECORD: '{"r1": "a"}'}}
+    server.put(f"{LEASES}/moray-node-watcher", {"metadata": metadata, "spec": {}})
+    server.fail("GET", "/api/v1/events", answering(500), times=10**4)
+    running = watch(serving)
+    until(lambda: running.leading and sample(running, "drained_replicas") == 1)
+    until(lambda: "Events are not listed" in running.watcher.unready)
+    server.put("/api/v1/nodes/c", node("c"))
+    assert running.watcher.look() and serving.orders == []
+    server.faults.clear()
+    until(lambda: serving.states()["r1"] == "ready", 20.0)
+
+
+def test_a_gpu_error_whose_event_has_expired_holds_until_a_boot(server, gateway, watch, until):
+    cluster_of(server, "a", "b")
+    serving = gateway("r1", "r2")
+    booted = node("b")
+    booted["status"]["nodeInfo"] = {"bootID": "boot-1"}
+    server.put("/api/v1/nodes/b", booted)
+    said = {"involvedObject": {"kind": "Node", "name": "b"}, "reason": "XIDError", "message": "Xid (PCI:0): 79"}
+    server.put("/api/v1/namespaces/default/events/b.1", said)
+    running = watch(serving)
+    until(lambda: serving.states()["r2"] == "draining")
+    assert running.watcher.leadership.record == {"r2": "b boot-1"}
+    server.delete("/api/v1/namespaces/default/events/b.1")
+    running.watcher.events._version = None  # see above
+    server.end_watches()
+    until(lambda: running.watcher.events.objects == {})
+    assert running.watcher.look() and serving.orders == [("drain", "r2")]
+    server.put("/api/v1/nodes/b", booted | {"status": booted["status"] | {"nodeInfo": {"bootID": "boot-2"}}})
+    until(lambda: serving.states()["r2"] == "ready")
 
 
 def test_what_is_done_was_remembered_before(server, gateway, watch, until):
@@ -212,6 +257,70 @@ def test_an_api_server_that_goes_and_comes(server, gateway, watch, until):
     server.put("/api/v1/nodes/a", node("a", cordoned=True))
     server.start()
     until(lambda: serving.states()["r1"] == "draining", 20.0)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_who_wakes_it_all_the_time_does_not_keep_it_looking(server, gateway, watch, until, monkeypatch, failing):
+    cluster_of(server, "a")
+    monkeypatch.setattr(node_watcher, "WOKEN_PAUSE_S", 0.05 if failing else 0.2)
+    monkeypatch.setattr(node_watcher, "IDLE_EVERY_S", 5.0)
+    looks = 0
+
+    def look(self: NodeWatcher) -> bool:
+        nonlocal looks
+        looks += 1
+        if failing:
+            raise UserError("the gateway does not answer")
+        return True
+
+    monkeypatch.setattr(NodeWatcher, "look", look)
+    running, ends_s = watch(gateway("r1")), time.monotonic() + 1.0
+    while time.monotonic() < ends_s:
+        running.watcher.wake()
+        time.sleep(0.001)
+    assert looks <= 6, "a pause after each"
+
+
+def test_what_was_heard_of_nodes_long_ago_is_no_reason_to_act(server, gateway, watch, until, monkeypatch):
+    cluster_of(server, "a", "b")
+    serving = gateway("r1", "r2")
+    running = watch(serving)
+    until(lambda: running.leading and not running.watcher.unready)
+    with monkeypatch.context() as silent:
+        silent.setattr(Mirror, "silent_s", node_watcher.STALE_S + 1)
+        server.put("/api/v1/nodes/a", node("a", cordoned=True))
+        until(lambda: "unschedulable" in str(running.watcher.nodes.objects))
+        assert not running.watcher.look() and "nothing was heard of the nodes for 121 s" in running.watcher.unready
+        assert serving.orders == []
+    running.watcher.wake()
+    until(lambda: serving.states()["r1"] == "draining")
+
+
+def test_health_on_ipv6() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    health = Health(("::1", 0), Metrics(), alive=lambda: True, unready=lambda: "")
+    try:
+        with urllib.request.urlopen(f"http://[::1]:{health.port}/readyz") as answer:
+            assert answer.status == 200
+    finally:
+        health.close()
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:99999", "127.0.0.1:", "8081x", "127.0.0.1:\u00b2"])
+def test_where_it_cannot_listen(listen):
+    done = CliRunner().invoke(cli.app, ["k8s", "watch-nodes", "--url", "http://x", "--listen", listen])
+    assert done.exit_code == 2 and "HOST:PORT" in done.output
+
+
+def test_what_was_said_long_ago_is_forgotten(monkeypatch):
+    now_s, said_s = 0.0, dict[str, float]()
+    monkeypatch.setattr(node_watcher.time, "monotonic", lambda: now_s)
+    assert node_watcher._due(said_s, "a", 60.0) and not node_watcher._due(said_s, "a", 60.0)
+    now_s = 60.0
+    assert node_watcher._due(said_s, "b", 60.0) and said_s == {"b": 60.0} and node_watcher._due(said_s, "a", 60.0)
 
 
 def test_health_readiness_metrics() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_api import node, pod
+from cluster_objects import node, pod
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.k8s import pods
-from ops.k8s.nodes import BROKEN_XIDS, GOING_EVENTS, GOING_TAINTS, Reason, Urgency, leaving, of_interest, reasons
+from ops.k8s.nodes import BROKEN_XIDS, GOING_EVENTS, GOING_TAINTS, Reason, Urgency, boots, leaving, of_interest, reasons
 
 GPU_TOLERATION = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
 
@@ -179,6 +179,7 @@ def test_a_control_plane_that_sees_no_nodes_moves_no_streams():
     ]
     found = leaving(most, [], ours("a", "b", "c", "d"))
     assert found.nodes.keys() == {"d"} and "3 of 4 nodes" in found.withheld
+    assert found.undecided == {"a", "b", "d"}
     half = [node("a", ready="Unknown"), node("b")]
     assert leaving(half, [], ours("a", "b")).nodes.keys() == {"a"}
 
@@ -187,6 +188,19 @@ def test_a_node_that_is_not_ready_and_cordoned_is_left_for_its_cordon():
     bad = [node("a", ready="Unknown", cordoned=True), node("b", ready="Unknown")]
     found = leaving(bad, [], ours("a", "b"))
     assert found.nodes.keys() == {"a"} and found.nodes["a"].urgency is Urgency.CORDONED and found.withheld
+
+
+def test_a_gpu_error_by_event_lasts_until_a_boot_also_beside_another_reason():
+    xid = event("XIDError", "Xid (x): 79")
+    for one in (node("a"), node("a", taints=[{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}])):
+        assert leaving([one], [xid], ours("a")).nodes["a"].until_boot
+    assert not leaving([node("a", cordoned=True)], [], ours("a")).nodes["a"].until_boot
+
+
+def test_boots():
+    told = node("a")
+    told["status"]["nodeInfo"] = {"bootID": "1-2", "kernelVersion": "6"}
+    assert boots([told, node("b")]) == boots([of_interest(told), of_interest(node("b"))]) == {"a": "1-2"}
 
 
 def test_heartbeats_are_of_no_interest():

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_api import NAMESPACE, SERVICES, answering, cluster_of, node, rayservice
+from cluster_objects import cluster_of, node, rayservice
+from fake_api import NAMESPACE, SERVICES, answering
 from typer.testing import CliRunner
 
 from ops import cli

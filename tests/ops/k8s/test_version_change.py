@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_api import SERVE_CONFIG, SERVICES, cluster_of, rayservice
+from cluster_objects import SERVE_CONFIG, cluster_of, rayservice
+from fake_api import SERVICES
 from typer.testing import CliRunner
 
 from ops import cli

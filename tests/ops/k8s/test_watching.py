@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_api import FakeApi, answering, hanging_up, node
+from cluster_objects import node
+from fake_api import FakeApi, answering, hanging_up
 
 from ops.k8s import watching
 from ops.k8s.watching import Mirror
