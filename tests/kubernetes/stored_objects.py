@@ -35,7 +35,17 @@ def content(item: dict[str, Any]) -> dict[str, Any]:
     copied = copy.deepcopy(item)
     for name in _OWN_TO_EACH:
         copied["metadata"].pop(name, None)
-    return copied
+    return dict(_in_order(copied))
+
+
+def _in_order(part: Any) -> Any:
+    """What pods name in lists, sorted: server-side apply puts one that comes back behind those that stayed."""
+    if isinstance(part, dict):
+        return {
+            key: sorted(_in_order(value), key=str) if key in ("env", "volumes", "volumeMounts") else _in_order(value)
+            for key, value in part.items()
+        }
+    return [_in_order(each) for each in part] if isinstance(part, list) else part
 
 
 def _versions(http: httpx.Client) -> Iterator[str]:
