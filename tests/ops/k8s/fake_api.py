@@ -255,7 +255,12 @@ class _Handler(BaseHTTPRequestHandler):
                 cause = {"reason": "DisruptionBudget", "message": "needs 1 healthy pod"}
                 self.say(429, status(429, "TooManyRequests", "Cannot evict pod", [cause]))
                 return
-            api.delete(path.removesuffix("/eviction"))
+            evicted = path.removesuffix("/eviction")
+            wanted = body["deleteOptions"]["preconditions"]["uid"]
+            if evicted in api.objects and api.objects[evicted]["metadata"].get("uid") != wanted:
+                self.say(409, status(409, "Conflict", "the UID in the precondition does not match"))
+                return
+            api.delete(evicted)
             self.say(201, status(201))
             return
         name = f"{path}/{body['metadata']['name']}"

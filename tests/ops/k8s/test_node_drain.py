@@ -232,3 +232,4 @@ def test_a_pod_that_was_replaced_under_its_name_is_not_evicted(server, gateway):
     node_drain.evict(
         api, "moray", [one for one in there if one.name == "worker-1"], time.monotonic() + 5, lambda _: None
     )
+    assert server.objects[f"{PODS}/worker-1"]["metadata"]["uid"] == "another"
