@@ -1,6 +1,7 @@
 """What Linux offers to keep processes in order."""
 
 import ctypes
+import errno
 import os
 import signal
 import time
@@ -25,6 +26,25 @@ def die_with_parent(parent_pid: int) -> None:
 def name_thread(name: str) -> None:
     """Names the calling thread for `top -H` and `moray bench frontend`; the kernel keeps 15 bytes."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def yield_cpus(nice: int) -> None:
+    """Lets others have the CPUs before this process, and before those that it starts.
+
+    Call it in a process that has just become the leader of its Unix session: where the kernel shares CPUs among such
+    sessions (sched_autogroup, as on most desktops), a nice value only counts within one, and this gives the session
+    that value too.
+    """
+    os.nice(nice)
+    autogroup = Path("/proc/self/autogroup")
+    for _ in range(5 if autogroup.exists() else 0):
+        try:
+            autogroup.write_text(str(nice))
+            return
+        except OSError as error:
+            if error.errno != errno.EAGAIN:  # the kernel takes one such wish in 0.1 s, of all processes together
+                return
+            time.sleep(0.1)
 
 
 def remove_unmapped_shared_memory(older_than_s: float = 1.0) -> None:

@@ -12,10 +12,12 @@ from multiprocessing.connection import Connection
 
 import msgspec
 
-from experts.linux import die_with_parent
+from experts.linux import die_with_parent, yield_cpus
 from replicas.core_host import host_core
 from replicas.engine_host import build_core
 from replicas.engine_spec import EngineSpec
+
+NICE = 5
 
 
 def main() -> None:
@@ -23,6 +25,8 @@ def main() -> None:
     die_with_parent(int(os.environ["MORAY_REPLICA_PID"]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal reaches the whole group; the replica decides
     spec = msgspec.json.decode(spec_json, type=EngineSpec)
+    if spec.device == "cpu":
+        yield_cpus(NICE)  # shards that compute would keep the gateway from its tokens for seconds: streams would stall
     host_core(partial(build_core, spec), Connection(int(fd)), listen)
     os._exit(0)  # the interpreter's own tear-down of torch and its threads takes seconds and frees nothing
 

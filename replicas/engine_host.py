@@ -231,7 +231,7 @@ def build_core(spec: EngineSpec) -> EngineCore:
 
 
 def _spawn(spec: EngineSpec, pipe: Pipe, listen: str) -> "subprocess.Popen[bytes]":
-    """`replicas.core_process` in a process group of its own, so that it and its workers can be ended together."""
+    """`replicas.core_process` in a session of its own: it and its workers can be ended, and share CPUs, together."""
     fd = pipe.fileno()
     return subprocess.Popen(
         [sys.executable, "-m", "replicas.core_process", str(fd), listen, msgspec.json.encode(spec).decode()],

@@ -41,7 +41,7 @@ def test_openai_client_gets_thinking_and_answer(sharded: Any) -> None:
 
 def test_openai_client_streams_the_same(sharded: Any) -> None:
     client = openai.OpenAI(base_url=f"{sharded.url}/v1", api_key="none")
-    # Long enough that a busy machine's pauses, in which tokens share an event, do not hide that it is streamed.
+    # Long: shards that compute must not keep the gateway from its tokens, which would then share few events.
     ask: Any = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 900}
     ask["extra_body"] = {"ignore_eos": True}
     whole = client.chat.completions.create(**ask)
@@ -56,7 +56,7 @@ def test_openai_client_streams_the_same(sharded: Any) -> None:
             answer += choice.delta.content or ""
     assert (thinking, answer) == (whole.choices[0].message.reasoning, whole.choices[0].message.content)
     assert usage == whole.usage
-    assert chunks > 10  # sent at the end it would be three: the role, all text, the reason of the end
+    assert chunks > 200  # sent at the end it would be three: the role, all text, the reason of the end
 
 
 def test_other_endpoints_of_vllm(sharded: Any) -> None:

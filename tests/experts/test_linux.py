@@ -53,3 +53,10 @@ def test_only_segments_that_nobody_maps_are_removed(segment: shared_memory.Share
     assert path.exists()  # it might be just being made
     remove_unmapped_shared_memory(older_than_s=0)
     assert not path.exists()
+
+
+def test_a_session_of_our_own_lets_others_have_the_cpus() -> None:
+    script = "from experts.linux import yield_cpus; yield_cpus(3); import os; print(os.nice(0)); "
+    script += "print(open('/proc/self/autogroup').read().split()[-1] if os.path.exists('/proc/self/autogroup') else 3)"
+    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, start_new_session=True)
+    assert ran.stdout.split() == [b"%d" % (os.nice(0) + 3), b"3"]
