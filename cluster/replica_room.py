@@ -13,6 +13,10 @@ TPOT_MARGIN = 0.97  # of the time per output token that was promised, what a rep
 LOWER_CLASSES = 0.8  # of KV, batch and step time, what requests behind a better priority class may fill
 LAG_WEIGHT = 0.05  # of a new first token's lag in their mean
 LAG_HALF_LIFE_S = 2.0
+# Where no time per token is promised, throughput is all: what the engine computes next has to be there before its step
+# ends, for vLLM schedules a step while another runs. Bound later, each step of prompts would be followed by one without.
+STEPS_AHEAD = 2  # of prefill: the one under way, and the next
+SLOTS_AHEAD = 8  # an eighth of the batch more, to take the places of those that end
 PACE_AHEAD_S = 0.25  # prefill may run this far ahead of its pace: bursts are short against a stream's life
 
 
@@ -86,9 +90,12 @@ class ReplicaRoom:
         if not running:
             return True
         capacity = self.info.capacity
+        steps, slots = 1, capacity.max_num_seqs
+        if tpot_s is None:
+            steps, slots = STEPS_AHEAD, slots + slots // SLOTS_AHEAD
         return (
-            running < capacity.max_num_seqs * share
-            and self.prefill_tokens < capacity.max_num_batched_tokens * share
+            running < slots * share
+            and self.prefill_tokens < capacity.max_num_batched_tokens * steps * share
             and now >= self.ready_at
             and (tpot_s is None or self.fit.step_s(0, running + 1) < tpot_s * TPOT_MARGIN * share)
         )
