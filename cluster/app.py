@@ -104,7 +104,7 @@ def gateway_spec(settings: Settings) -> "GatewaySpec":
         telemetry=TelemetrySpec(
             enabled=settings.metrics.enabled,
             port=settings.metrics.port,
-            gateways=settings.gateway.count,
+            gateways=settings.gateway.count or 1,
             tenants=settings.metrics.tenants,
             vllm=settings.metrics.vllm,
             otlp_endpoint=settings.metrics.otlp_endpoint,
@@ -213,7 +213,7 @@ def application(settings: Settings) -> "Application":
     gateway = serve.deployment(
         Gateway,
         name="Gateway",
-        num_replicas=settings.gateway.count,
+        num_replicas=settings.gateway.count or 1,
         max_ongoing_requests=100_000,  # the router's queue bounds requests, by what the replicas can hold
         ray_actor_options={"num_cpus": 0 if settings.ray.address is None else 1},
         health_check_period_s=2.0,

@@ -12,6 +12,7 @@ from cluster.settings import Gateway, Machine, Settings
 
 # With so many CPUs or fewer, gateway, proxy, router and client want the CPU that the engine is on.
 FEW_CPUS = 4
+GATEWAYS, GATEWAY_CPUS = 4, 4  # a replica on a GPU is to have so many, and each so many CPUs of the machine
 LEAST_NO_TOKEN_S = 3.0  # gateways report once a second: less would judge by one report or two
 NO_REPLICA_WAIT_S = 30.0
 
@@ -61,6 +62,14 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
         on_cpu and 2 <= machine.cpus <= FEW_CPUS and _has_one_engine_here(settings, shards),
         f"{machine.cpus} CPUs here, {settings.most_replicas} replicas of {shards} shards",
     )
+    before_gpus = not on_cpu and settings.ray.address is None
+    gateways = filled(
+        "gateway.count",
+        settings.gateway.count,
+        None,
+        max(min(GATEWAYS * settings.most_replicas, machine.cpus // GATEWAY_CPUS), 1) if before_gpus else 1,
+        f"{machine.cpus} CPUs here, {settings.most_replicas} replicas" if before_gpus else "no GPUs of this machine",
+    )
     to_zero = settings.autoscaling.to_zero
     no_replica_wait_s = filled(
         "router.no_replica_wait_s",
@@ -94,6 +103,7 @@ def resolve(settings: Settings, machine: Machine) -> Resolved:
                     **{key: filled(f"engine.{key}", getattr(engine, key), None, n, why) for key, n in small.items()},
                 }
             ),
+            "gateway": settings.gateway.model_copy(update={"count": gateways}),
             "experts": settings.experts.model_copy(update={"expert_parallel": shards}),
             "replicas": settings.replicas.model_copy(
                 update={

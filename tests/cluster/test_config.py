@@ -69,6 +69,14 @@ def test_the_embedded_model_takes_two_shards_where_they_fit(machine, replicas, s
     assert settings(machine, replicas__count=replicas).experts.shards == shards
 
 
+def test_gateways_before_gpus_are_as_many_as_cpus_carry():
+    assert [settings(Machine(cpus, 1)).gateway.count for cpus in (2, 8, 16, 64)] == [1, 2, 4, 4]
+    assert settings(Machine(128, 8), replicas__count=8).gateway.count == 32
+    assert settings(Machine(64, 0)).gateway.count == 1
+    assert settings(Machine(64, 8), ray__address="auto").gateway.count == 1
+    assert settings(Machine(64, 8), gateway__count=3).gateway.count == 3
+
+
 def test_an_engine_has_its_own_cpu_where_there_are_few_and_it_is_the_only_one():
     one = {"experts__expert_parallel": 1}
     assert [settings(Machine(n, 0), **one).engine.own_cpu for n in (1, 2, 4, 5)] == [False, True, True, False]

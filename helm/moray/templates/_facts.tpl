@@ -106,7 +106,7 @@ with all that they do not say filled in, and how much of the model they hold.
   "fewest" $fewest
   "most" $most
   "room" $room
-  "gateways" (dig "gateway" "count" 1 $settings | int)
+  "gateways" (dig "gateway" "count" 1 $settings | default 1 | int)
   "autoscaling" $autoscaling
   "incremental" $incremental
   "autoscaler" (or $autoscaling $incremental)
