@@ -116,21 +116,21 @@ def _token_ids(url: str, bodies: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 
 class HopCpu:
-    """CPU seconds of each hop since it started, read from /proc."""
+    """CPU seconds of each hop since it started, of all its processes, read from /proc."""
 
     def __init__(self, url: str) -> None:
         status = httpx.get(f"{url}/moray/status", timeout=30).raise_for_status().json()
-        self._gateway = psutil.Process(status["gateway"]["pid"])
+        self._gateways = _alike(psutil.Process(status["gateway"]["pid"]))
         self._router = psutil.Process(status["router"]["pid"])
         self._replica = psutil.Process(status["replicas"][0]["engine"]["pid"])
-        self._session = self._gateway.environ().get("MORAY_SESSION", "")
+        self._session = self._gateways[0].environ().get("MORAY_SESSION", "")
 
     def read(self) -> dict[str, float]:
         engine = _thread_seconds(self._replica.pid, "engine")
         return {
             "client": time.process_time(),
             "proxy": sum(_seconds(p) for p in self._proxies()),
-            "gateway": _seconds(self._gateway),
+            "gateway": sum(_seconds(gateway) for gateway in self._gateways),
             "router": _seconds(self._router),
             "replica_shell": _seconds(self._replica) - engine,
             "engine": engine,
@@ -142,6 +142,12 @@ class HopCpu:
             for p in psutil.process_iter(["name"])
             if p.info["name"] == "haproxy" and _environment(p).get("MORAY_SESSION") == self._session
         ]
+
+
+def _alike(process: psutil.Process) -> list[psutil.Process]:
+    """It, and those that the same parent has started for the same: Ray gives them one title."""
+    raylet, title = process.parent(), process.cmdline()[:1]
+    return [process] if raylet is None else [p for p in raylet.children() if p.cmdline()[:1] == title]
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:
