@@ -14,7 +14,7 @@ LOWER_CLASSES = 0.8  # of KV, batch and step time, what requests behind a better
 LAG_WEIGHT = 0.05  # of a new first token's lag in their mean
 LAG_HALF_LIFE_S = 2.0
 # Where no time per token is promised, throughput is all: what the engine computes next has to be there before its step
-# ends, for vLLM schedules a step while another runs. Bound later, each step of prompts would be followed by one without.
+# ends, for vLLM schedules a step while another runs. Bound later, a step of prompts would be followed by one without.
 STEPS_AHEAD = 2  # of prefill: the one under way, and the next
 SLOTS_AHEAD = 8  # an eighth of the batch more, to take the places of those that end
 PACE_AHEAD_S = 0.25  # prefill may run this far ahead of its pace: bursts are short against a stream's life

@@ -169,8 +169,8 @@ class Gateway(_Group):
     count: int | None = Field(
         None,
         ge=1,
-        description="Gateway processes. One handles about 10,000 tokens a second, and an H200 makes more. null: one; four "
-        "a replica before GPUs of this machine, as far as there are four CPUs for each.",
+        description="Gateway processes. One handles about 10,000 tokens a second, and an H200 makes more. null: one; "
+        "four a replica before GPUs of this machine, as far as there are four CPUs for each.",
     )
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address to listen on. 0.0.0.0 serves other machines: there is no TLS."

@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 # so that few clients are more than one replica's worth.
 QUICK = {
     "experts.expert_parallel": "1",
+    "gateway.count": "2",  # what is decided is decided on what both tell
     "engine.max_num_seqs": "8",
     "autoscaling.min_replicas": "0",
     "autoscaling.max_replicas": "2",
@@ -94,9 +95,24 @@ async def day(scaled: Any, at_noon: Callable[[], None] = lambda: None) -> list[t
     await asyncio.to_thread(at_noon)
     load.become(CALM)
     await until(scaled, lambda: replicas(scaled) == 1, 120, load)
-    await until(scaled, lambda: scaled.status()["autoscaling"]["reason"].startswith("Stay at 1"), 30, load)
+    await until(scaled, lambda: scaled.status()["autoscaling"]["reason"].startswith("Stay at 1"), 60, load)
     await load.end()
     return load.answers
+
+
+def test_both_gateways_are_asked_and_scraped(scaled: Any, eventually: Callable[..., Any]) -> None:
+    asked: set[int] = set()
+
+    def ask() -> bool:
+        asked.add(scaled.status()["gateway"]["pid"])
+        return len(asked) == 2
+
+    eventually(ask, 30, "both gateways answer")
+    groups = httpx.get(f"{scaled.url}/moray/targets", timeout=30).raise_for_status().json()
+    (targets,) = [group["targets"] for group in groups if group["labels"]["job"] == "moray-gateway"]
+    assert len(targets) == 2
+    for target in targets:
+        assert "moray_" in httpx.get(f"http://{target}/metrics", timeout=30).raise_for_status().text
 
 
 def test_a_request_is_held_while_the_first_replica_loads(scaled: Any, eventually: Callable[..., Any]) -> None:
