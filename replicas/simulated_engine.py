@@ -17,9 +17,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from experts.step_model import StepTime, pairs
 from replicas.messages import Capacity, Work
 from replicas.simulated_kv import PagedKv
-from replicas.step_time import StepTime, pairs
 
 
 class SimulatedRequest:
