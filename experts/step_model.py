@@ -82,3 +82,8 @@ def read(text: str | bytes) -> Fitted:
 def shipped(name: str) -> Fitted:
     """A machine that ships with Moray. FileNotFoundError: there is no such one."""
     return read((files("experts") / "machines" / f"{name}.json").read_bytes())
+
+
+def written(fitted: Fitted) -> str:
+    """The text that `read` reads."""
+    return msgspec.json.format(msgspec.json.encode(fitted), indent=1).decode() + "\n"

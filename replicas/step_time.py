@@ -1,9 +1,9 @@
 """The machines that engines are simulated on: what a step takes there (`experts.step_model`), and what they hold. Pure.
 
-The H200's costs are `experts/machines/h200.json`, fitted to a vLLM 0.32.0 engine without Moray (bf16, Qwen3-30B-A3B's
-shape, dummy weights whose tokens spread over all experts, as trained gates spread them). Every simulated figure of
-`ops/bench/RESULTS.md` stands on them. By `moray calibrate`, `h200-2026-11-28.json` was fitted to the steps of that run
-and of a later one together, never to whole runs; `ops/bench/results/calibration.json` says how far off it is.
+`h200` was fitted to steps and whole runs of a vLLM 0.32.0 engine without Moray: bf16, Qwen3-30B-A3B's shape, dummy
+weights, but tokens that spread over all experts as trained gates spread them (`ops/bench/results/gpu_baseline.json`).
+All simulated figures of `ops/bench/RESULTS.md` are its. `h200-steps` is what `moray calibrate` makes of single steps
+alone, of that run and a later one (`ops/bench/results/gpu.json`); whole runs judge it.
 """
 
 import dataclasses
@@ -72,6 +72,8 @@ def _predicted_a100(h200: StepTime) -> StepTime:
     )
 
 
-H200 = Machine("h200", shipped("h200").step, capacity(141e9, max_num_seqs=1024), "fitted")
+_H200_CAPACITY = capacity(141e9, max_num_seqs=1024)
+H200 = Machine("h200", shipped("h200").step, _H200_CAPACITY, "fitted")
+H200_STEPS = Machine("h200-steps", shipped("h200-steps").step, _H200_CAPACITY, "fitted")
 A100 = Machine("a100", _predicted_a100(H200.step), capacity(80e9), "predicted")
-MACHINES = {machine.name: machine for machine in (H200, A100)}
+MACHINES = {machine.name: machine for machine in (H200, H200_STEPS, A100)}

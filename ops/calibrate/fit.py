@@ -162,8 +162,8 @@ def _search(loss: Callable[[list[float]], float], count: int) -> list[float]:
 def _grid(around: float, steps: int) -> list[float]:
     """All of the coarsest grid, and of a finer one what lies within a step of the coarser; `around` comes first."""
     if steps == 20:
-        return [around, *(1.0 - i / steps for i in range(steps + 1))]
-    return [around, *(s for i in range(-10, 11) if 0.0 <= (s := around + i / steps) <= 1.0)]
+        return [around, *(round(1.0 - i / steps, 4) for i in range(steps + 1))]
+    return [around, *(s for i in range(-10, 11) if 0.0 <= (s := round(around + i / steps, 4)) <= 1.0)]
 
 
 def _expected(spec: ModelSpec, data_sets: Sequence[DataSet]) -> Floats:
