@@ -74,7 +74,9 @@ def fit(data_sets: Sequence[DataSet], spec: ModelSpec) -> Fit:
 
     def design(spreads: Sequence[float]) -> Floats:
         of_all = zip(data_sets, spreads, strict=True)
-        return np.array([_features(r, share, spread, each.graph_sizes) for each, spread in of_all for r in each.measured])
+        return np.array(
+            [_features(r, share, spread, each.graph_sizes) for each, spread in of_all for r in each.measured]
+        )
 
     def solved(spreads: Sequence[float]) -> tuple[float, Floats]:
         """(loss, costs in units of what is expected)"""
@@ -153,7 +155,7 @@ def _search(loss: Callable[[list[float]], float], count: int) -> list[float]:
             moved = False
             for at in range(count):
                 near = _grid(spreads[at], steps)
-                best = min(near, key=lambda s: loss([*spreads[:at], s, *spreads[at + 1 :]]))  # noqa: B023
+                best = min(near, key=lambda s: loss([*spreads[:at], s, *spreads[at + 1 :]]))
                 moved |= best != spreads[at]
                 spreads[at] = best
     return spreads

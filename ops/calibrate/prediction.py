@@ -39,7 +39,7 @@ def predictions(each: DataSet, fitted: StepTime, request_s: float, spec: ModelSp
     def predicted(held_out: HeldOut) -> Prediction:
         work = held_out.workload
         times = arrivals(work.requests, work.rate, work.seed)
-        answered = answer(fitted, each.capacity, times, work.prompt, work.output)
+        answered = answer(fitted, each.capacity, times, work.prompt, work.output, each.ahead)
         return Prediction(
             held_out,
             requests_per_s=work.requests / (answered.ended_s + request_s),

@@ -1,4 +1,4 @@
-"""Requests through the simulated engine, as a raw engine is given them: what it answers when, and in which steps. Pure."""
+"""Requests through the simulated engine, as a raw engine is given them: answered when, and in which steps. Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from replicas.messages import Capacity
 from replicas.simulated_engine import SimulatedEngine, SimulatedRequest
 
 _BLOCK_TOKENS = 16
-_NO_COSTS = {"base_s": 0.0, "experts_s": 0.0, "expert_share": 0.0, "sequence_s": 0.0}
-_NO_COSTS |= {"kv_token_s": 0.0, "prefill_token_s": 0.0, "prefill_pair_s": 0.0}
+_NO_COSTS = (0.0,) * 7
 
 
 class StepShape(NamedTuple):
@@ -69,14 +68,20 @@ def limits(max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int) -
 
 
 def answer(
-    step: StepTime, capacity: Capacity, arrivals: Sequence[float], prompt: int, output: int, jump: bool = True
+    step: StepTime,
+    capacity: Capacity,
+    arrivals: Sequence[float],
+    prompt: int,
+    output: int,
+    ahead: bool = True,
+    jump: bool = True,
 ) -> Answered:
     """Requests that come at `arrivals` (seconds, ascending, the first at 0), all of one length, and no two alike.
 
     Of requests that come at the same moment the first is alone in its step: an engine begins as soon as it has one,
     while the next are on their way.
     """
-    engine = SimulatedEngine(step, capacity, jump=jump)
+    engine = SimulatedEngine(step, capacity, jump=jump, ahead=ahead)
     waiting = list(enumerate(arrivals))[::-1]
     first_token_s: list[float] = []
     ended_s = 0.0
@@ -96,6 +101,6 @@ def answer(
 
 def steps_of(capacity: Capacity, prompts: int, prompt: int) -> tuple[StepShape, ...]:
     """The steps in which so many prompts are computed that are given at once, with one token of output each."""
-    recorder = _Recorder(**_NO_COSTS)
+    recorder = _Recorder(*_NO_COSTS)
     answer(recorder, capacity, [0.0] * prompts, prompt, 1, jump=False)
     return tuple(recorder.steps)

@@ -2,12 +2,12 @@
 
 | a row's `what` | is |
 | --- | --- |
-| `machine` | the engine's limits, for the rows behind it |
+| `machine` | GPU and engine arguments, the first one's for the whole file |
 | `decode` | milliseconds of a step that decodes `batch` sequences of `context` tokens |
-| `prefill` | of `prompts` prompts given at once, `cached` tokens of each computed before, until each has its first token |
-| `latency` | the same for one prompt: the median of many |
+| `prefill` | the same until each of `prompts` prompts has its first token; `cached` tokens of it were computed before |
+| `latency` | the same for one prompt, the median of many |
 | `mixed` | of a step with a chunk of `prompt` tokens beside `decoding` sequences of `context` tokens |
-| `run`, `held_out` | a whole workload, which is never fitted; `rate`: Poisson arrivals a second, else all come at once |
+| `run`, `held_out` | a whole workload, never fitted; `rate`: Poisson arrivals a second, else all come at once |
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """One file: an engine on one machine. `graph_sizes` as in `StepTime`."""
+    """One file: an engine on one machine. `graph_sizes` as in `StepTime`, `ahead` as in `SimulatedEngine`."""
 
     name: str
     gpu: str  # as in `experts.topology.GPUS`, where it is known
     capacity: Capacity
     graph_sizes: tuple[int, ...]
+    ahead: bool
     measured: tuple[Measured, ...]
     held_out: tuple[HeldOut, ...]
 
@@ -98,7 +99,8 @@ def data_set(name: str, rows: Iterable[Mapping[str, Any]]) -> DataSet:
         raise UserError(f"{name} does not say on which machine it was measured: take a results.jsonl as it was written")
     args = machine["args"]
     capacity = limits(args["max_num_seqs"], args["max_num_batched_tokens"], args["max_model_len"])
-    measured, runs = [], []
+    measured: list[Measured] = []
+    runs: list[HeldOut] = []
     for row in rows:
         if row.get("step") in RAW_STEPS:
             measured += _measured(row, capacity)
@@ -110,6 +112,8 @@ def data_set(name: str, rows: Iterable[Mapping[str, Any]]) -> DataSet:
         gpu=_gpu(machine),
         capacity=capacity,
         graph_sizes=_graph_sizes(args),
+        # vLLM's default everywhere; but a CPU has nothing that would run a step while the next is scheduled.
+        ahead=machine.get("gpu") is not None and args.get("async_scheduling") is not False,
         measured=tuple(measured),
         held_out=_medians(runs),
     )

@@ -33,7 +33,9 @@ def test_a_graph_computes_as_many_tokens_as_it_was_captured_for() -> None:
     assert padded(3, 2, sizes) == 5  # eight tokens, three of them a prompt's
     assert padded(0, 5, ()) == 5
     graphs = dataclasses.replace(STEP, graph_sizes=sizes)
-    assert graphs.step_s(0, 0.0, 5, 0) == STEP.step_s(0, 0.0, 8, 0) and graphs.step_s(0, 0.0, 9, 9) == STEP.step_s(0, 0.0, 9, 9)
+    assert graphs.step_s(0, 0.0, 5, 0) == STEP.step_s(0, 0.0, 8, 0) and graphs.step_s(0, 0.0, 9, 9) == STEP.step_s(
+        0, 0.0, 9, 9
+    )
 
 
 def test_a_machines_file_reads_as_it_was_written() -> None:

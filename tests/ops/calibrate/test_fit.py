@@ -39,7 +39,7 @@ def made(
         Measured(str(shape), (shape,), request, (step.step_s(*shape) + request * request_s) * random.normal(1, noise))
         for shape, request in SHAPES * times
     )
-    return DataSet("made up", gpu, limits(512, 16_384, 36_864), step.graph_sizes, rows, ())
+    return DataSet("made up", gpu, limits(512, 16_384, 36_864), step.graph_sizes, True, rows, ())
 
 
 @st.composite
