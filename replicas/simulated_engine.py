@@ -141,7 +141,7 @@ class SimulatedEngine:
         request.came = now
         # Behind somebody who cannot be admitted it changes nothing.
         if len(self._waiting) == 1 and len(self._running) < self.capacity.max_num_seqs:
-            self._cut(now, further=int(self._ahead))
+            self._cut(now)
 
     def abort(self, request_id: str, now: float) -> None:
         """Forgets a request; an unknown one is ignored."""
@@ -190,10 +190,10 @@ class SimulatedEngine:
         root = 2 * since / (linear + math.sqrt(linear * linear + 4 * half * max(since, 0.0)))
         return min(max(rounding(root), 0), self._steps)
 
-    def _cut(self, now: float, further: int = 0) -> None:
-        """The stretch ends with the step under way, or so many steps later."""
+    def _cut(self, now: float) -> None:
+        """The stretch ends with the step under way."""
         if self.due < math.inf and self._steps > 1:
-            self._steps = min(max(self._steps_until(now, math.ceil), 1) + further, self._steps)
+            self._steps = max(self._steps_until(now, math.ceil), 1)
             self.due = self._start + self._duration(self._steps)
 
     # -- a stretch's end ----------------------------------------------------------------------------------------------

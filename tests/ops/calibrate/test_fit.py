@@ -103,7 +103,7 @@ def test_what_rows_do_not_tell_stays_as_expected_and_is_called_uncertain() -> No
 @given(st.integers(0, 10_000))
 def test_non_negative_least_squares_is_the_best_there_is(seed) -> None:
     random = np.random.default_rng(seed)
-    rows, wanted = random.normal(size=(8, 4)), random.normal(size=8)
+    rows, wanted = random.normal(size=(8, 1)) + 0.3 * random.normal(size=(8, 4)), random.normal(size=8)
     found = non_negative(rows, wanted)
     gain = rows.T @ (wanted - rows @ found)
     # Karush, Kuhn and Tucker: nothing to gain where it may move, nothing but loss where it may not.
