@@ -62,7 +62,7 @@ def prefill(bench: Bench, raw: RawEngine) -> None:
 def _prefill(bench: Bench, raw: RawEngine, prefix: list[int], chunk: int) -> None:
     tails = [bench.prompts.token_ids(at_once(1, chunk, 1), 11 + turn)[0] for turn in range(1 + _TURNS)]
     took = [raw.run(Ask([prefix + tail], [1])).seconds for tail in tails][1:]
-    ms = round(1e3 * statistics.median(took), 2)
+    ms = round(1e3 * statistics.median(took), 3)
     bench.notes.add(what="prefill", side="raw", prompts=1, prompt=len(prefix) + chunk, cached=len(prefix), ms=ms)
 
 
@@ -75,7 +75,7 @@ def mixed(bench: Bench, raw: RawEngine) -> None:
             continue
         turns = [_beside(bench, raw, sequences, chunks, seed) for seed in range(21, 22 + _TURNS)][1:]
         for number, chunk in enumerate(chunks):
-            ms = round(1e3 * statistics.median(turn[number] for turn in turns), 2)
+            ms = round(1e3 * statistics.median(turn[number] for turn in turns), 3)
             context = _DECODING_PROMPT + _FIRST_CHUNK + number * _BETWEEN
             bench.notes.add(what="mixed", side="raw", decoding=sequences, context=context, prompt=chunk, ms=ms)
 
