@@ -1,7 +1,7 @@
-"""How long one engine step takes: a model with six costs, and the machines that it was fitted to. Pure.
+"""How long one engine step takes: a model with six costs, and the machines that it was fitted to.
 
-`moray calibrate` fits the costs to what `moray bench gpu` measured, and writes a machine's file; those that ship lie in
-`experts/machines`.
+Pure, but for reading those that ship (`experts/machines`). `moray calibrate` fits the costs to what `moray bench gpu`
+measured, and writes a machine's file.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Fitted:
 
 def read(text: str | bytes) -> Fitted:
     """Raises ValueError: that is no machine's file."""
-    return msgspec.json.decode(text, type=Fitted, strict=False)
+    return msgspec.json.decode(text, type=Fitted)
 
 
 def shipped(name: str) -> Fitted:

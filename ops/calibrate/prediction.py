@@ -12,6 +12,8 @@ from experts.topology import GPUS, Cluster
 from ops.calibrate.replay import answer, arrivals
 from ops.calibrate.rows import DataSet, HeldOut
 
+EVEN = 0.9  # a spread from which on experts are touched about as evenly as the planner takes them to be
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -48,9 +50,6 @@ def predictions(each: DataSet, fitted: StepTime, request_s: float, spec: ModelSp
         )
 
     return [predicted(held_out) for held_out in each.held_out]
-
-
-EVEN = 0.9  # a spread from which on experts are touched about as evenly as the planner takes them to be
 
 
 def _planned(each: DataSet, fitted: StepTime, held_out: HeldOut, spec: ModelSpec) -> float | None:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from experts.step_model import StepTime
 from replicas.messages import Capacity
-from replicas.simulated_engine import SimulatedEngine, SimulatedRequest
+from replicas.simulated_engine import SimulatedEngine
+from replicas.simulated_request import SimulatedRequest
 
 _BLOCK_TOKENS = 16
 _NO_COSTS = (0.0,) * 7

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicas.messages import Capacity
-from replicas.simulated_engine import SimulatedEngine, SimulatedRequest
+from replicas.simulated_engine import SimulatedEngine
 from replicas.simulated_kv import PagedKv
+from replicas.simulated_request import SimulatedRequest
 from replicas.step_time import H200
 
 SMALL = Capacity(kv_tokens=96, block_tokens=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=96)
