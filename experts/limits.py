@@ -6,7 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from experts.model_spec import ModelSpec
-from experts.sharding import LONG_CONTEXT, Assessment, Demand, Efficiency, Prefill, kv_bytes_per_token, step
+from experts.sharding import (
+    LONG_CONTEXT,
+    Assessment,
+    Demand,
+    Efficiency,
+    Prefill,
+    kv_bytes_per_token,
+    step,
+    usual_efficiency,
+)
 from experts.topology import Cluster
 
 BLOCK_TOKENS = 16  # vLLM's KV blocks on CUDA; limits are whole blocks
@@ -40,7 +49,7 @@ def limits(
     steps keeps it; the last of them take longer.
     """
     assert found.step is not None, "a layout that fits"
-    sequences, efficiency = found.step.sequences, efficiency or Efficiency()
+    sequences, efficiency = found.step.sequences, efficiency or usual_efficiency()
 
     def seconds(tokens: int, earlier: float, cached: float) -> float:
         prefill = Prefill(tokens, earlier, cached)

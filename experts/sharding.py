@@ -13,30 +13,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
-from experts.model_spec import ModelSpec
-from experts.topology import Cluster
+from experts.model_spec import ModelSpec, tier
+from experts.step_model import StepTime, shipped, touched
+from experts.topology import GPUS, Cluster, Gpu
 
 LONG_CONTEXT = 32_768
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of the data sheets' figures that are reached, and fixed costs.
+    """Shares of a data sheet's figures that are reached, and fixed costs; those of one H200 with the 32B tier's shape.
 
-    Fitted to one H200 with the 32B tier's shape (the fit is that of `replicas/step_time.py`): 4.4 of 4.8 TB/s, 13.6 us
-    of compute a token, and 3.27 ms a step, of which 0.56 are the reading of what is no expert, counted apart here.
-    Reading and computing do not overlap: 512 sequences took longer than 64 by what 448 more tokens compute and read.
-    int8 (Triton, without a tile file of its own) took 21.6 ms at 512: 18 us a token beside its reading. Not measured by
-    us: collectives; 0.8 of a link, and 15 us each to begin, are what NCCL's own tests show on such nodes.
+    Bandwidth, compute and launches are what `experts/machines/h200.json` comes to (`reached`), so that planner and
+    simulator have one source. Reading and computing do not overlap: 512 sequences took longer than 64 by what 448 more
+    tokens compute and read. int8 (Triton, without a tile file of its own) took 21.6 ms at 512: 18 us a token beside its
+    reading. Not measured by us: collectives; 0.8 of a link, and 15 us each to begin, are what NCCL's own tests show on
+    such nodes.
     """
 
-    bandwidth: float = 4.4 / 4.8
-    compute: float = 0.45
+    bandwidth: float
+    compute: float
+    layer_s: float  # launches and all else that no step is without, reading apart
     compute_int8: float = 0.17
-    layer_s: float = 2.71e-3 / 48
     link: float = 0.8
     collective_s: float = 15e-6
+
+
+def reached(step: StepTime, spec: ModelSpec, gpu: Gpu) -> Efficiency:
+    """What a step time in bf16, fitted to one `gpu` with `spec` on it, says of both."""
+    bandwidth = 2.0 * spec.routed_parameters / step.experts_s
+    always = weight_bytes(spec, Layout(1, 1, by_expert=False), 2.0) - 2.0 * spec.routed_parameters
+    read_s = (always - spec.embedding_parameters * 2.0 + _table_bytes(spec, 1)) / bandwidth
+    return Efficiency(
+        bandwidth=bandwidth / gpu.bandwidth,
+        compute=2.0 * passed_parameters(spec) / step.prefill_token_s / gpu.bf16_flops,
+        layer_s=max(step.base_s - read_s, 0.0) / spec.layers,
+    )
+
+
+@cache
+def usual_efficiency() -> Efficiency:
+    """The shipped H200's, which all predictions are made with."""
+    fitted = shipped("h200")
+    return reached(fitted.step, tier(fitted.model), GPUS[fitted.gpu])
 
 
 @dataclass(frozen=True)
@@ -202,18 +223,17 @@ def step(
     prefill = prefill or joining(layout, demand, sequences)
     bandwidth = gpu.bandwidth * efficiency.bandwidth
     # Of the experts a step reads those that any of its tokens is routed to, evenly.
-    touched = 1.0 - (1.0 - spec.top_k / spec.experts) ** (together + prefill.tokens)
+    share = touched(prefill.tokens, together, spec.top_k / spec.experts, spread=1.0)
     routed = spec.routed_parameters / group * demand.weight_bytes
     held = weight_bytes(spec, layout, demand.weight_bytes) - spec.embedding_parameters / layout.tensor_parallel * 2.0
-    table = spec.vocabulary * spec.hidden / layout.tensor_parallel * 2.0
-    read = max(held - routed, 0.0) + routed * touched + table
+    read = max(held - routed, 0.0) + routed * share + _table_bytes(spec, layout.tensor_parallel)
     kv = sequences * demand.context * kv_bytes_per_token(spec, layout, demand)
     if demand.weight_bytes == 1:
         rate = gpu.int8_ops * efficiency.compute_int8 * group
     else:
         rate = gpu.bf16_flops * efficiency.compute * group
     attention_rate = gpu.bf16_flops * efficiency.compute * group
-    token = 2.0 * _passed_parameters(spec, demand.imbalance if layout.by_expert else 1.0)
+    token = 2.0 * passed_parameters(spec, demand.imbalance if layout.by_expert else 1.0)
     pairs = spec.layers * spec.attention.prefill_flop_per_pair() * prefill.earlier * prefill.tokens
     again = spec.layers * spec.attention.flop_per_cached_token() * prefill.cached
     scores = spec.layers * spec.attention.flop_per_pair() * demand.context * together
@@ -233,7 +253,12 @@ def step(
     )
 
 
-def _passed_parameters(spec: ModelSpec, imbalance: float) -> float:
+def _table_bytes(spec: ModelSpec, tensor_parallel: int) -> float:
+    """Of the vocabulary's table that a step reads: the output's."""
+    return spec.vocabulary * spec.hidden / tensor_parallel * 2.0
+
+
+def passed_parameters(spec: ModelSpec, imbalance: float = 1.0) -> float:
     """Those that a token is multiplied with: without the input's table; of routed ones, as on the fullest rank."""
     routed = spec.moe_layers * spec.top_k * spec.expert_parameters
     looked_up = 0 if spec.tied_embeddings else spec.vocabulary * spec.hidden
@@ -265,7 +290,7 @@ def assess(
     spec: ModelSpec, cluster: Cluster, layout: Layout, demand: Demand, efficiency: Efficiency | None = None
 ) -> Assessment:
     """What the layout comes to on the cluster."""
-    efficiency = efficiency or Efficiency()
+    efficiency = efficiency or usual_efficiency()
     weights = weight_bytes(spec, layout, demand.weight_bytes)
     per_token = kv_bytes_per_token(spec, layout, demand)
     left = demand.utilization * cluster.gpu.memory - demand.activation_bytes - weights

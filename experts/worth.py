@@ -27,7 +27,7 @@ import numpy as np
 
 from experts.model_spec import ModelSpec
 from experts.plan import BadPlan, Floats, PlacementPlan
-from experts.sharding import Demand, Efficiency, Layout, step
+from experts.sharding import Demand, Efficiency, Layout, step, usual_efficiency
 from experts.topology import Cluster
 
 Answer = Literal["yes", "no", "not enough data"]
@@ -47,7 +47,7 @@ class Serving:
     interval_s: float
     stops: bool = False  # while weights move: vLLM's EPLB without `use_async`
     slowed: float = 0.1  # of the step rate, while weights move beside the traffic: assumed, not measured
-    efficiency: Efficiency = dataclasses.field(default_factory=Efficiency)
+    efficiency: Efficiency = dataclasses.field(default_factory=usual_efficiency)
 
     def __post_init__(self) -> None:
         if not self.layout.by_expert:

@@ -18,6 +18,7 @@ from ops import alarms_cli as alarming
 from ops import key_cli as keys
 from ops import metrics_reference as metrics
 from ops import quantize as quantizing
+from ops.calibrate import cli as calibrating
 from ops.drill import cli as drilling
 from ops.errors import UserError
 from ops.k8s import cli as kubernetes
@@ -290,6 +291,7 @@ app.add_typer(modelling.app, name="model")
 app.add_typer(planner.app, name="plan")
 app.add_typer(rolling.app, name="rollout")
 app.command(epilog=alarming.EXAMPLES)(alarming.alarms)
+app.command(epilog=calibrating.EXAMPLES)(calibrating.calibrate)
 app.command("metrics", epilog=metrics.EXAMPLES)(metrics.reference)
 app.command(epilog=quantizing.EXAMPLES)(quantizing.quantize)
 app.command(epilog=simulation.EXAMPLES)(simulation.simulate)

@@ -19,7 +19,8 @@ import msgspec
 from replicas.core import CoreLoad, Probed, ReloadFailed, RequestRejected, StepOutput
 from replicas.engine_spec import EngineSpec
 from replicas.messages import Capacity, Probe
-from replicas.simulated_engine import SimulatedEngine, SimulatedRequest
+from replicas.simulated_engine import SimulatedEngine
+from replicas.simulated_request import SimulatedRequest
 from replicas.step_time import H200, Machine
 from replicas.wire import Buffer
 

@@ -4,8 +4,9 @@ As vLLM 0.32's V1 scheduler (v1/core/sched/scheduler.py): first come first serve
 sequence and gives what is left of the token budget to prompts, in chunks; a prompt is taken up when its whole KV fits;
 when decoding runs out of KV, the sequence that was admitted last gives all of its blocks back and starts anew, ahead of
 the queue; a block is cached when the step that fills it is scheduled, also of an answer that still grows
-(`KVCacheManager.allocate_slots`). Left out: asynchronous scheduling (there, a token shows up to one step later),
-speculation, LoRA, priorities.
+(`KVCacheManager.allocate_slots`). With `ahead`, vLLM's asynchronous scheduling (`step_with_batch_queue`): a step is
+scheduled while the one before it runs, so that who comes during a step, or takes the place of who ends with it, is in
+the next but one. Left out: speculation, LoRA, priorities.
 
 Steps that only decode are taken many at once ("a stretch"): nothing can happen in them until the first sequence ends,
 KV runs out, or somebody comes; a stretch that somebody comes into is cut at the end of the step under way.
@@ -14,47 +15,13 @@ KV runs out, or somebody comes; a stretch that somebody comes into is cut at the
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
+from experts.step_model import StepTime, pairs
 from replicas.messages import Capacity, Work
 from replicas.simulated_kv import PagedKv
-from replicas.step_time import StepTime, pairs
-
-
-class SimulatedRequest:
-    """A request, whose number of output tokens is known here and to nobody else."""
-
-    __slots__ = (
-        "blocks",
-        "cached",
-        "computed",
-        "finish_at",
-        "generated",
-        "length_offset",
-        "named",
-        "output_tokens",
-        "prompt_tokens",
-        "request_id",
-        "seen_blocks",
-        "target",
-    )
-
-    def __init__(self, request_id: str, prompt_tokens: int, output_tokens: int, blocks: Sequence[int] = ()) -> None:
-        self.request_id = request_id
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
-        self.blocks = blocks  # hashes of prompt and output, as far as anyone can share them
-        self.generated = 0  # output tokens sampled; while it decodes, brought up to date when it stops
-        self.cached = 0  # prompt tokens found in the prefix cache when it was admitted first
-        # The engine's: of a prefill
-        self.target = 0  # tokens to compute before it samples
-        self.computed = 0
-        self.named: list[int] = []  # hashes of blocks that it holds
-        self.seen_blocks = 0  # of `blocks`, how many were named or found named already
-        # of decoding
-        self.length_offset = 0  # length at the next step - steps of the engine so far
-        self.finish_at = 0  # its last token comes with this step of the engine; 0: it is not decoding
+from replicas.simulated_request import SimulatedRequest
 
 
 class Progress(NamedTuple):
@@ -77,8 +44,13 @@ class EngineLoad(NamedTuple):
 class SimulatedEngine:
     """One engine core. Drive it: `add`, `begin` when it is idle, and at the time `due` `end` and `begin` again."""
 
-    def __init__(self, step_time: StepTime, capacity: Capacity, speed: float = 1.0, jump: bool = True) -> None:
-        """`speed`: 0.5 takes twice as long for each step. `jump`: False takes every step by itself."""
+    def __init__(
+        self, step_time: StepTime, capacity: Capacity, speed: float = 1.0, jump: bool = True, ahead: bool = False
+    ) -> None:
+        """`speed`: 0.5 takes twice as long for each step. `jump`: False takes every step by itself.
+
+        `ahead`: each step is scheduled when the one before it begins.
+        """
         if capacity.max_num_seqs > capacity.max_num_batched_tokens:
             raise ValueError("max_num_seqs exceeds max_num_batched_tokens: a step could not decode every sequence")
         self.capacity = capacity
@@ -88,6 +60,9 @@ class SimulatedEngine:
         self._time = step_time
         self._speed = speed
         self._jump = jump
+        self._ahead = ahead
+        self._scheduled_at = 0.0  # when the next step's requests are chosen, if it is ahead
+        self._leaving = 0  # sequences that it still counts, for they end with the step under way
         self._block = capacity.block_tokens
         self._waiting: OrderedDict[str, SimulatedRequest] = OrderedDict()
         self._running: dict[str, SimulatedRequest] = {}  # in order of admission
@@ -127,6 +102,7 @@ class SimulatedEngine:
         if request.prompt_tokens < 1 or request.output_tokens < 1:
             raise ValueError("a request has at least one prompt and one output token")
         self._waiting[request.request_id] = request
+        request.came = now
         # Behind somebody who cannot be admitted it changes nothing.
         if len(self._waiting) == 1 and len(self._running) < self.capacity.max_num_seqs:
             self._cut(now)
@@ -211,6 +187,8 @@ class SimulatedEngine:
                 finished.append(request)
             else:
                 self._start_decoding(request)
+        self._scheduled_at = self._start + self._duration(steps - 1)
+        self._leaving = len(finished) if self._ahead else 0
         if self._aborted:
             for request_id in self._aborted:
                 if (aborted := self._running.get(request_id)) is not None:
@@ -300,15 +278,14 @@ class SimulatedEngine:
                 preempted = True
             else:
                 budget -= self._compute(partial, chunk)
-        if not preempted or not self._decoding:
-            self._admit(budget)
+        late = (not preempted or not self._decoding) and self._admit(budget)
         kv_tokens = self._offsets + self._decoding * self._done_steps
         time = self._time
         self._first_s = time.step_s(self._prefill, self._attention, self._decoding, kv_tokens) / self._speed
         self._growth_s = time.kv_token_s * self._decoding / self._speed
         # Who waits for KV needs the less of it, the more of the prompt others have cached meanwhile.
         may_shrink = self._growing and self._waiting and next(iter(self._waiting.values())).blocks
-        alone = self._prefill or preempted or may_shrink or not self._jump
+        alone = self._prefill or preempted or may_shrink or late or not self._jump
         self._steps = 1 if alone else self._steps_alike()
         self._start = now
         self.due = now + self._duration(self._steps)
@@ -329,16 +306,23 @@ class SimulatedEngine:
         self._waiting.move_to_end(request.request_id, last=False)
         self.preemptions += 1
 
-    def _admit(self, budget: int) -> None:
-        """Takes up prompts in order, as long as tokens, sequences and KV allow."""
-        while self._waiting and budget > 0 and len(self._running) < self.capacity.max_num_seqs:
+    def _admit(self, budget: int) -> bool:
+        """Takes up prompts in order, as long as tokens, sequences and KV allow.
+
+        True: those who wait may be in the next step already. With nobody running there is none to schedule ahead of.
+        """
+        ahead = self._ahead and bool(self._running)
+        leaving = self._leaving if ahead else 0
+        while self._waiting and budget > 0 and len(self._running) + leaving < self.capacity.max_num_seqs:
             request = next(iter(self._waiting.values()))
+            if ahead and request.came >= self._scheduled_at:
+                return True
             request.target = request.prompt_tokens + request.generated
             # The last token is always computed: something has to be sampled from.
             hits = self.kv.match(request.blocks, (request.target - 1) // self._block) if request.blocks else 0
             named = list(request.blocks[:hits])
             if self._blocks_for(request.target) - hits + self.kv.idle_among(named) > self.kv.free:
-                return
+                return False
             del self._waiting[request.request_id]
             self._running[request.request_id] = request
             self.kv.hold(named)
@@ -348,6 +332,7 @@ class SimulatedEngine:
                 self._prefix_queries += request.prompt_tokens if request.blocks else 0
                 self._prefix_hits += request.cached
             budget -= self._compute(request, min(request.target - request.computed, budget))
+        return bool(self._waiting and leaving)
 
     def _compute(self, request: SimulatedRequest, chunk: int) -> int:
         """Puts a chunk of its prompt into this step; returns the chunk."""

@@ -22,6 +22,7 @@ from experts.sharding import (
     legal,
     recommended,
     step,
+    usual_efficiency,
 )
 from experts.topology import Cluster, parse
 
@@ -99,7 +100,7 @@ def layouts() -> str:
 
 def measured() -> str:
     """What the model says of the H200 figures that it is fitted to."""
-    alone, efficiency = Layout(1, 1, by_expert=False), Efficiency()
+    alone, efficiency = Layout(1, 1, by_expert=False), usual_efficiency()
     rows = []
     for batch, ms in DECODING:
         context = Demand(prompt=144, output=128)
@@ -170,7 +171,7 @@ class _Term:
 
 
 def _terms() -> list[_Term]:
-    efficiency = Efficiency()
+    efficiency = usual_efficiency()
 
     def efficient(**changed: float) -> tuple[Demand, Efficiency, float]:
         return EVEN, dataclasses.replace(efficiency, **changed), 0.0

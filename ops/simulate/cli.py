@@ -37,7 +37,9 @@ def simulate(
         float | None, typer.Option(min=0.001, help="Requests a second, all replicas together. Default: the trace's.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="Virtual seconds of made-up load.")] = 120.0,
-    machine: Annotated[str, typer.Option(help="h200 (fitted to measurements) or a100 (predicted).")] = "h200",
+    machine: Annotated[
+        str, typer.Option(help="h200, h200-steps (both fitted to measurements) or a100 (predicted).")
+    ] = "h200",
     slow: Annotated[int, typer.Option(min=0, help="Replicas that run at half speed.")] = 0,
     ttft_s: Annotated[float, typer.Option(min=0.001, help="Wanted: seconds to the first token.")] = 1.0,
     tpot_s: Annotated[float, typer.Option(min=0.001, help="Wanted: mean seconds of each further token.")] = 0.05,

@@ -16,7 +16,8 @@ from cluster.batcher import Batcher, Decision
 from ops.simulate.results import Record, Slo
 from ops.simulate.workloads import MAX_TOKENS, Workload
 from replicas.messages import LoadReport, Released, ReplicaInfo, Tenant, Ticket
-from replicas.simulated_engine import SimulatedEngine, SimulatedRequest
+from replicas.simulated_engine import SimulatedEngine
+from replicas.simulated_request import SimulatedRequest
 from replicas.step_time import Machine
 
 NETWORK_S = 0.0005  # one hop; measured on one machine: 0.2 ms (ops/bench/RESULTS.md)

@@ -1,7 +1,7 @@
 """A day of a cluster, in seconds instead of steps: the simulated replicas of `ops.simulate` as a fluid. Pure.
 
 In each second the replicas share all work evenly, as the router's late binding has it. Their step time is that of
-`replicas.step_time`; they decode one token a step of every running request, and prefill what the waiting requests
+`experts.step_model`; they decode one token a step of every running request, and prefill what the waiting requests
 bring, as far as a step stays within `PACE` of the SLO's time per token. What is not prefilled within the second after
 it came is shed: the TTFT limit is taken to be a second. Answers end at their mean rate. Not in it: single requests,
 prefix caches, unlucky placement. `moray bench autoscale` compares it with `ops.simulate` at constant loads.
@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from experts.step_model import StepTime
 from ops.simulate.results import Slo
 from ops.simulate.workloads import CODE_IN, CODE_OUT, CONV_IN, CONV_OUT, Lengths
-from replicas.step_time import Machine, StepTime
+from replicas.step_time import Machine
 
 Array = NDArray[np.float64]
 

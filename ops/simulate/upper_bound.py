@@ -25,9 +25,10 @@ A request counts as well served if its limits allow; so attainment <= min of the
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from experts.step_model import pairs
 from ops.simulate.results import Slo
 from ops.simulate.workloads import Workload
-from replicas.step_time import Machine, pairs
+from replicas.step_time import Machine
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # k
 

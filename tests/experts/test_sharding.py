@@ -13,13 +13,13 @@ from experts.sharding import (
     SMALLER_GROUP,
     Assessment,
     Demand,
-    Efficiency,
     Layout,
     Prefill,
     assess,
     legal,
     recommended,
     step,
+    usual_efficiency,
     weight_bytes,
 )
 from experts.topology import parse
@@ -40,7 +40,7 @@ H200, ALONE = parse("1xH200-141GB"), Layout(1, 1, False)
 
 def on_one_h200(sequences: int, prefill: Prefill | None = None, **demand: float) -> float:
     """Seconds of a step."""
-    return step(tier("32b"), H200, ALONE, Demand(**demand), sequences, Efficiency(), prefill).seconds  # type: ignore[arg-type]
+    return step(tier("32b"), H200, ALONE, Demand(**demand), sequences, usual_efficiency(), prefill).seconds  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_what_is_promised_fits_and_is_in_time(spec, cluster, prompt, output) -> 
 @given(st.integers(1, 500))
 def test_a_larger_batch_takes_longer_and_gives_more(sequences: int) -> None:
     spec, layout = tier("32b"), Layout(1, 4, True)
-    one = step(spec, A100S, layout, Demand(), sequences, Efficiency())
-    more = step(spec, A100S, layout, Demand(), sequences + 1, Efficiency())
+    one = step(spec, A100S, layout, Demand(), sequences, usual_efficiency())
+    more = step(spec, A100S, layout, Demand(), sequences + 1, usual_efficiency())
     assert more.seconds > one.seconds
     assert (sequences + 1) / more.seconds > sequences / one.seconds
 
@@ -141,8 +141,8 @@ def test_the_smallest_group_that_is_nearly_as_good_is_taken() -> None:
 
 def test_prompts_are_sent_around_as_decoding_tokens_are() -> None:
     spec, layout = tier("32b"), Layout(4, 1, True)
-    decoding = step(spec, A100S, layout, Demand(), 100, Efficiency(), Prefill(0, 0))
-    both = step(spec, A100S, layout, Demand(), 100, Efficiency(), Prefill(300, 0))
+    decoding = step(spec, A100S, layout, Demand(), 100, usual_efficiency(), Prefill(0, 0))
+    both = step(spec, A100S, layout, Demand(), 100, usual_efficiency(), Prefill(300, 0))
     assert both.node_bytes == pytest.approx(4 * decoding.node_bytes)
     assert both.seconds > decoding.seconds and both.attention_s == decoding.attention_s
 
@@ -150,7 +150,7 @@ def test_prompts_are_sent_around_as_decoding_tokens_are() -> None:
 def test_latent_attention_pays_for_each_chunk_again() -> None:
     def last_chunk(name: str, tokens: int) -> float:
         prefill = Prefill(tokens, 32_768 - tokens / 2, 32_768 - tokens)
-        return step(tier(name), A100S, ALONE, Demand(), 1, Efficiency(), prefill).prefill_s
+        return step(tier(name), A100S, ALONE, Demand(), 1, usual_efficiency(), prefill).prefill_s
 
     assert last_chunk("7b", 256) == pytest.approx(last_chunk("7b", 512) / 2, rel=0.01)
     assert last_chunk("16b", 256) > 0.6 * last_chunk("16b", 512)

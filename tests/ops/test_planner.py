@@ -17,7 +17,9 @@ def test_it_recommends_a_layout_with_its_reason():
     result = run("--model", "32B")
     assert result.exit_code == 0
     assert "Qwen3-30B-A3B on 8xA100-80GB: 30.5B parameters, 3.4B active" in result.output
-    assert "Take TP1 DP4" in result.output and "a lost GPU takes its whole group" in result.output
+    assert "Take TP1 DP4: it gives the most tokens a second" in result.output
+    smaller = run("--model", "16b").output
+    assert "Take TP1 DP2" in smaller and "a lost GPU takes its whole group" in smaller
 
 
 def test_json_holds_every_layout_and_vllms_arguments():

@@ -15,13 +15,13 @@ from experts.model_spec import TIERS, tier
 from experts.sharding import (
     LONG_CONTEXT,
     Demand,
-    Efficiency,
     Layout,
     Prefill,
     assess,
     legal,
     recommended,
     step,
+    usual_efficiency,
     weight_bytes,
 )
 from experts.topology import parse
@@ -99,7 +99,7 @@ def test_steps_within_a_profiles_limits_keep_the_tpot(name):
 
     def seconds(tokens, earlier, cached):
         prefill = Prefill(tokens, earlier, cached)
-        return step(spec, A100S, layout_of(made), Demand(), sequences, Efficiency(), prefill).seconds
+        return step(spec, A100S, layout_of(made), Demand(), sequences, usual_efficiency(), prefill).seconds
 
     def over_a_long_prompt(chunk):
         ends = [*range(0, LONG_CONTEXT, chunk), LONG_CONTEXT]

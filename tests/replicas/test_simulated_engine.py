@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicas.messages import Capacity
-from replicas.simulated_engine import SimulatedEngine, SimulatedRequest
+from replicas.simulated_engine import SimulatedEngine
 from replicas.simulated_kv import PagedKv
+from replicas.simulated_request import SimulatedRequest
 from replicas.step_time import H200
 
 SMALL = Capacity(kv_tokens=96, block_tokens=4, max_num_seqs=4, max_num_batched_tokens=16, max_model_len=96)
@@ -29,8 +31,10 @@ class Sent(NamedTuple):
 class Run:
     """One engine's whole life with a load; loads and KV are looked at on the way."""
 
-    def __init__(self, load: list[Sent], probes: list[float], jump: bool, capacity: Capacity = SMALL) -> None:
-        self.engine = SimulatedEngine(H200.step, capacity, jump=jump)
+    def __init__(
+        self, load: list[Sent], probes: list[float], jump: bool, capacity: Capacity = SMALL, ahead: bool = False
+    ) -> None:
+        self.engine = SimulatedEngine(H200.step, capacity, jump=jump, ahead=ahead)
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
@@ -95,9 +99,9 @@ loads = st.lists(
 
 
 @settings(max_examples=120)
-@given(loads, st.lists(st.floats(0.0, 2.0), max_size=4))
-def test_many_steps_at_once_are_as_each_by_itself(load, probes):
-    at_once, by_step = Run(load, probes, jump=True), Run(load, probes, jump=False)
+@given(loads, st.lists(st.floats(0.0, 2.0), max_size=4), st.booleans())
+def test_many_steps_at_once_are_as_each_by_itself(load, probes, ahead):
+    at_once, by_step = (Run(load, probes, jump, ahead=ahead) for jump in (True, False))
     for times in ("first", "last"):
         assert getattr(at_once, times) == pytest.approx(getattr(by_step, times), abs=1e-9)
     assert at_once.engine.preemptions == by_step.engine.preemptions
@@ -111,9 +115,9 @@ def test_many_steps_at_once_are_as_each_by_itself(load, probes):
 
 
 @settings(max_examples=60)
-@given(loads)
-def test_everyone_gets_exactly_their_tokens_and_nothing_is_left(load):
-    run = Run(load, [], jump=True)
+@given(loads, st.booleans())
+def test_everyone_gets_exactly_their_tokens_and_nothing_is_left(load, ahead):
+    run = Run(load, [], jump=True, ahead=ahead)
     wanted = {str(i): sent.output for i, sent in enumerate(load)}
     kept = {str(i) for i, sent in enumerate(load) if sent.aborted_after_s is None}
     assert kept <= run.tokens.keys() and all(run.tokens[r] == wanted[r] for r in run.tokens)
@@ -138,6 +142,28 @@ def test_a_newcomer_is_taken_up_with_the_next_step():
     step_s = H200.step.step_s(0, 0.0, 1, 20)
     both = Run([Sent(0.0, 4, 40, None, None), Sent(between, 4, 1, None, None)], [], jump=True)
     assert step_s / 2 < both.first["1"] - between < 4 * step_s
+
+
+def test_scheduled_ahead_a_newcomer_is_in_the_next_step_but_one():
+    load = [Sent(0.0, 4, 40, None, None)]
+    alone = Run(load, [], jump=False)
+    between = (alone.first["0"] + alone.last["0"]) / 2
+    load.append(Sent(between, 4, 1, None, None))
+    at_once, ahead = (Run(load, [], jump=True, ahead=ahead) for ahead in (False, True))
+    step_s = H200.step.step_s(0, 0.0, 1, 24)
+    assert ahead.first["1"] - at_once.first["1"] == pytest.approx(step_s, rel=0.01)
+    assert ahead.last["0"] == pytest.approx(at_once.last["0"], rel=0.01)
+
+
+def test_scheduled_ahead_a_place_is_free_only_after_the_step_that_is_scheduled_already():
+    places = msgspec.structs.replace(SMALL, max_num_seqs=2)
+    load = [Sent(0.0, 4, output, None, None) for output in (10, 30, 1)]
+    at_once, ahead = (Run(load, [], jump=True, capacity=places, ahead=ahead) for ahead in (False, True))
+    step_s = H200.step.step_s(0, 0.0, 1, 14)
+    # The second comes in the third step instead of the second; the third waits for the first one's last token.
+    assert ahead.first["2"] - ahead.last["0"] == pytest.approx(
+        at_once.first["2"] - at_once.last["0"] + step_s, rel=0.05
+    )
 
 
 def test_a_prompt_is_computed_in_chunks_and_decoding_goes_first():

@@ -1,44 +1,48 @@
-"""The step-time model against the measurements that it was fitted to (shared/facts.md, "GPU baseline")."""
+"""The simulated machines: what they were fitted to, and what the A100's are predicted from."""
 
 from __future__ import annotations
 
 import itertools
-import math
+from pathlib import Path
 
 import pytest
 
-from replicas.simulated_engine import SimulatedEngine, SimulatedRequest
-from replicas.step_time import A100, H200, capacity, pairs
+from experts.step_model import shipped
+from ops.calibrate.prediction import predictions
+from ops.calibrate.rows import read
+from replicas.step_time import A100, H200, H200_STEPS, MACHINES
 
+RESULTS = Path(__file__).parents[2] / "ops" / "bench" / "results"
 CONTEXT = 208  # tokens a sequence held, on average, while decoding was measured
 
 
-@pytest.mark.parametrize(
-    ("batch", "measured_ms"), [(1, 4.0), (8, 8.6), (32, 14.9), (64, 17.5), (256, 21.0), (512, 25.5)]
-)
-def test_decode_steps_are_within_3_percent(batch, measured_ms):
-    assert 1e3 * H200.step.step_s(0, 0.0, batch, CONTEXT * batch) == pytest.approx(measured_ms, rel=0.03)
+@pytest.fixture(scope="module")
+def baseline():
+    return read(RESULTS / "gpu_baseline.json")
 
 
-def test_a_long_stream_and_a_step_of_prefill_are_within_4_percent():
-    assert 1e3 * H200.step.step_s(0, 0.0, 1, 32_064) == pytest.approx(4.9, rel=0.04)
-    assert 1e3 * H200.step.step_s(8192, 16 * pairs(0, 512), 0, 0) == pytest.approx(134, rel=0.03)
+def test_the_machine_of_the_simulations_has_the_measured_steps_within_4_percent(baseline):
+    for row in baseline.measured:
+        assert H200.step.step_s(*row.steps[0]) == pytest.approx(row.seconds, rel=0.04), row.name
 
 
-@pytest.mark.parametrize(
-    ("requests", "prompt", "output", "measured"),
-    [(512, 512, 128, 67.8), (1024, 256, 128, 99.7), (512, 1024, 256, 30.9)],
-)
-def test_whole_runs_of_the_engine_are_within_3_percent(requests, prompt, output, measured):
-    engine = SimulatedEngine(H200.step, capacity(141e9, 512, 16_384, utilization=0.92))  # as it was measured
-    for number in range(requests):
-        engine.add(SimulatedRequest(str(number), prompt, output), 0.0)
-    now = 0.0
-    engine.begin(now)
-    while engine.due < math.inf:
-        now = engine.end().at_s
-        engine.begin(now)
-    assert requests / now == pytest.approx(measured, rel=0.03)
+def test_whole_runs_come_out_on_it_within_3_percent(baseline, spec_32b):
+    for found in predictions(baseline, H200.step, 0.0, spec_32b):
+        assert abs(found.errors["throughput"]) < 0.03, found.held_out
+
+
+def test_single_steps_alone_make_nearly_the_same_machine():
+    """So that figures simulated on one hold on the other."""
+    for batch, context in itertools.product((1, 8, 32, 64, 128, 256, 512), (200, 1000)):
+        taken = [machine.step.step_s(512, 131_328.0, batch, batch * context) for machine in (H200, H200_STEPS)]
+        assert taken[0] == pytest.approx(taken[1], rel=0.12)
+
+
+@pytest.fixture(scope="module")
+def spec_32b():
+    from experts.model_spec import tier
+
+    return tier("32b")
 
 
 def test_decoding_is_concave_in_the_batch():
@@ -47,8 +51,9 @@ def test_decoding_is_concave_in_the_batch():
     assert all(g > 0 for g in growth) and all(b <= a for a, b in itertools.pairwise(growth))
 
 
-def test_pairs_add_up_over_chunks():
-    assert pairs(0, 10) == 55 and pairs(0, 6) + pairs(6, 4) == pairs(0, 10)
+def test_each_machine_that_was_fitted_is_a_file_that_says_to_what():
+    for name in (name for name, machine in MACHINES.items() if machine.basis == "fitted"):
+        assert shipped(name).step == MACHINES[name].step and "gpu_baseline.json" in shipped(name).basis
 
 
 def test_the_a100_is_predicted_by_the_data_sheets_ratios():

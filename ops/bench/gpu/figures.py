@@ -104,7 +104,9 @@ def _headline(rows: Sequence[Row], beside: Sequence[Row]) -> dict[str, Any]:
     batching = (_only(beside, what="batching", kind=kind) for kind in ("continuous", "static"))
     told("continuous_over_static", *(row["tok_s"] if row else None for row in batching))
     contexts = sorted(
-        (row["context"], row["ms_per_step"]) for row in rows if row["what"] == "decode" and row["context"] > 1000
+        (row["context"], row["ms_per_step"])
+        for row in rows
+        if row["what"] == "decode" and row["batch"] == 1 and row["context"] > 1000
     )
     if len(contexts) > 1:
         told("tpot_32k_over_1k", contexts[-1][1], contexts[0][1])

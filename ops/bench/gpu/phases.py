@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 
 from ops.bench.gpu.batching import static_and_continuous
+from ops.bench.gpu.calibration_steps import calibration_side
 from ops.bench.gpu.checkpoint import tier
 from ops.bench.gpu.headline import headline, profile
 from ops.bench.gpu.http_load import HttpLoad
 from ops.bench.gpu.null_server import null_servers
-from ops.bench.gpu.raw_steps import contexts, decode_steps, prefills
+from ops.bench.gpu.raw_steps import contexts, decode_steps
 from ops.bench.gpu.record import Notes, Step
 from ops.bench.gpu.runs import GpuRun
 from ops.bench.gpu.sides import Bench, moray_side, raw_side, stock_side
@@ -32,7 +33,7 @@ def compare(run: GpuRun) -> list[Step]:
         moray_side(Bench(notes, run.scale, engine), time.monotonic(), turns=1)
 
     def raw(notes: Notes) -> None:
-        raw_side(run.bench(notes), ends(notes), TURNS, (profile, decode_steps, contexts, prefills))
+        raw_side(run.bench(notes), ends(notes), TURNS, (profile, decode_steps, contexts))
 
     def moray(notes: Notes) -> None:
         moray_side(run.bench(notes), ends(notes), TURNS, further=(static_and_continuous,))
@@ -49,6 +50,11 @@ def compare(run: GpuRun) -> list[Step]:
     ]
 
 
+def calibration(run: GpuRun) -> list[Step]:
+    """What `moray calibrate` fits to, and what judges it."""
+    return [Step("calibration", _FIRST_START_NEEDS_S, lambda notes: calibration_side(run.bench(notes), ends(notes)))]
+
+
 def generator(run: GpuRun, notes: Notes) -> None:
     """What the load generator takes from servers that only stream."""
     bench, processes = run.bench(notes), run.scale.load_processes
@@ -63,4 +69,8 @@ def ends(notes: Notes) -> float:
     return time.monotonic() + notes.left_s - _STOP_NEEDS_S
 
 
-PHASES: dict[str, Callable[[GpuRun], list[Step]]] = {"compare": compare, "headline": headline}
+PHASES: dict[str, Callable[[GpuRun], list[Step]]] = {
+    "compare": compare,
+    "headline": headline,
+    "calibration": calibration,
+}

@@ -19,26 +19,35 @@ from typing import Any
 import msgspec
 
 from ops.bench.direct_engine import BenchFailed
+from ops.bench.gpu.timed_requests import after_steps, at_moments
 
 
 class Ask(msgspec.Struct, frozen=True):
     """Prompts to complete, each to exactly its number of `outputs` greedy tokens.
 
     `together`: so many are given to the engine and waited for as a whole before the next, which is static batching;
-    1 is one after the other; 0 gives it all of them at once, which is what it batches continuously.
+    1 is one after the other; 0 gives it all of them at once, which is what it batches continuously. With `due_s` or
+    `after_steps` each comes by itself, and is timed: see `timed_requests`.
     """
 
     prompts: list[list[int]]
     outputs: list[int]
     together: int = 0
+    due_s: list[float] = []
+    after_steps: list[int] = []
 
 
 class Took(msgspec.Struct, frozen=True):
-    """Seconds of the whole and of each batch (one, if all were given at once)."""
+    """Seconds of the whole and of each batch (one, if all were given at once).
+
+    Of requests that came by themselves, by request: the first token, and the step that brought it.
+    """
 
     seconds: float
     batches_s: list[float]
     tokens: int
+    first_s: list[float] = []
+    step_s: list[float] = []
 
 
 class RawEngine:
@@ -89,17 +98,28 @@ def main() -> None:
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM logs to the standard output, which is ours
     from vllm import LLM, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     llm = LLM(**json.loads(sys.argv[1]))
     told.write("ready\n")
     told.flush()
-    for line in sys.stdin:
-        ask = msgspec.json.decode(line, type=Ask)
+
+    def params(tokens: int, kind: RequestOutputKind) -> SamplingParams:
+        return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, output_kind=kind)
+
+    def one_by_one(ask: Ask) -> Took:
+        prompts = [{"prompt_token_ids": prompt} for prompt in ask.prompts]
+        wanted = [params(n, RequestOutputKind.DELTA) for n in ask.outputs]
+        timed = (
+            at_moments(llm.llm_engine, prompts, wanted, ask.due_s)
+            if ask.due_s
+            else after_steps(llm.llm_engine, prompts, wanted, ask.after_steps)
+        )
+        return Took(timed.seconds, [timed.seconds], timed.tokens, timed.first_s, timed.step_s)
+
+    def in_batches(ask: Ask) -> Took:
         wanted = [
-            (
-                {"prompt_token_ids": prompt},
-                SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False),
-            )
+            ({"prompt_token_ids": prompt}, params(n, RequestOutputKind.FINAL_ONLY))
             for prompt, n in zip(ask.prompts, ask.outputs, strict=True)
         ]
         together = ask.together or max(len(wanted), 1)
@@ -108,10 +128,15 @@ def main() -> None:
         for at in range(0, len(wanted), together):
             batch = wanted[at : at + together]
             batch_began = time.perf_counter()
-            answers = llm.generate([p for p, _ in batch], [params for _, params in batch], use_tqdm=False)
+            answers = llm.generate([p for p, _ in batch], [each for _, each in batch], use_tqdm=False)
             batches_s.append(time.perf_counter() - batch_began)
             made += sum(len(answer.outputs[0].token_ids) for answer in answers)
-        told.write(msgspec.json.encode(Took(time.perf_counter() - began, batches_s, made)).decode() + "\n")
+        return Took(time.perf_counter() - began, batches_s, made)
+
+    for line in sys.stdin:
+        ask = msgspec.json.decode(line, type=Ask)
+        took = one_by_one(ask) if ask.due_s or ask.after_steps else in_batches(ask)
+        told.write(msgspec.json.encode(took).decode() + "\n")
         told.flush()
 
 

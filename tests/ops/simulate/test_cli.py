@@ -54,7 +54,7 @@ def test_made_up_load_tells_of_each_tenant():
         (["--workload", "conv"], "--rate"),
         (["--workload", "nothing", "--rate", "1"], "conv, code, chat, tenants"),
         (["--workload", "conv", "--rate", "1", "--policy", "best"], "round_robin"),
-        (["--workload", "conv", "--rate", "1", "--machine", "tpu"], "h200, a100"),
+        (["--workload", "conv", "--rate", "1", "--machine", "tpu"], "h200, h200-steps, a100"),
         (["--workload", "conv", "--rate", "1", "--replicas", "2", "--slow", "3"], "only 2 replicas"),
         (["--trace", "/nowhere/trace.csv"], "no file"),
     ],

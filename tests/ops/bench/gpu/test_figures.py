@@ -38,7 +38,8 @@ def test_headline_figures_name_their_parts():
         return row | {"context": context, "ms_per_step": ms}
 
     rows = [decode("32b bf16", 4.0), decode("dense bf16", 20.0), decode("raw", 4.1, context=1104)]
-    rows += [decode("raw", 5.0, context=32_080), run("half bf16", 20.0), run("half fp32", 8.0)]
+    rows += [decode("raw", 5.0, context=32_080), decode("raw", 9.0, 8, 32_080)]
+    rows += [run("half bf16", 20.0), run("half fp32", 8.0)]
     rows += [run("raw", 1.0), run("moray", 1.0), batching("static", 50.0), batching("continuous", 80.0)]
     rows += [{"step": "7b", "what": "latency", "side": "moray", "ttft_p50_ms": 31.0}]
     found = figures(rows)

@@ -1,0 +1,201 @@
+"""From measured steps to the costs of a step: least squares of relative errors, no cost below zero. Pure.
+
+A step's seconds are linear in its costs, once it is known which experts it touches: that takes one number more for each
+data set, the `spread` of its decoding sequences over the experts, which is searched. Several data sets share all costs:
+they are one machine and model, and differ in how their tokens are routed.
+
+What rows hardly tell (one stream says little about the pairs of a prompt's attention) is held near what the data sheet
+leads one to expect, so weakly that a few rows overrule it; `Cost.uncertainty` says how much is left of that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experts.model_spec import ModelSpec
+from experts.sharding import passed_parameters
+from experts.step_model import StepTime, padded, touched
+from experts.topology import GPUS, Gpu
+from ops.calibrate.rows import DataSet, Measured
+
+Floats = NDArray[np.float64]
+
+COSTS = ("base_s", "experts_s", "sequence_s", "kv_token_s", "prefill_token_s", "prefill_pair_s", "request_s")
+MEASURED_SD = 0.03  # relative: what two measurements of the same step differ by
+EXPECTED_SD = 0.5  # relative: how far a cost may be from what is expected of it
+# What engines reach of a data sheet, roughly: of the bandwidth, of the FLOP/s in matrices and in a prompt's attention;
+# and what a layer's launches and a request's way take.
+_BANDWIDTH, _MATRICES, _ATTENTION = 0.9, 0.45, 0.6
+_LAYER_S, _REQUEST_S = 60e-6, 2e-3
+
+
+class Cost(NamedTuple):
+    """One cost, in seconds, and how far off it may be, relative to it (one standard deviation)."""
+
+    seconds: float
+    uncertainty: float
+
+
+class Residual(NamedTuple):
+    """One row: seconds."""
+
+    measured: Measured
+    fitted_s: float
+
+    @property
+    def error(self) -> float:
+        return self.fitted_s / self.measured.seconds - 1.0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Costs of all data sets together; of each its step time and its rows, in their order."""
+
+    costs: dict[str, Cost]
+    steps: tuple[StepTime, ...]
+    residuals: tuple[tuple[Residual, ...], ...]
+
+    @property
+    def request_s(self) -> float:
+        return self.costs["request_s"].seconds
+
+
+def fit(data_sets: Sequence[DataSet], spec: ModelSpec) -> Fit:
+    """`spec`: the model that all of them ran."""
+    share = spec.top_k / spec.experts
+    expected = _expected(spec, data_sets)
+    seconds = np.array([row.seconds for each in data_sets for row in each.measured])
+
+    def design(spreads: Sequence[float]) -> Floats:
+        of_all = zip(data_sets, spreads, strict=True)
+        return np.array(
+            [_features(r, share, spread, each.graph_sizes) for each, spread in of_all for r in each.measured]
+        )
+
+    def solved(spreads: Sequence[float]) -> tuple[float, Floats]:
+        """(loss, costs in units of what is expected)"""
+        rows, wanted = _weighted(design(spreads) * expected, seconds)
+        found = non_negative(rows, wanted)
+        return float(((rows @ found - wanted) ** 2).sum()), found
+
+    spreads = _search(lambda tried: solved(tried)[0], len(data_sets))
+    rows, _ = _weighted(design(spreads) * expected, seconds)
+    found = solved(spreads)[1]
+    deviation = np.sqrt(np.diag(np.linalg.inv(rows.T @ rows)))
+    relative = np.divide(deviation, found, out=np.full_like(found, math.inf), where=found > 0)
+    costs = {
+        name: Cost(float(value), float(off)) for name, value, off in zip(COSTS, found * expected, relative, strict=True)
+    }
+    of_step = {name: cost.seconds for name, cost in costs.items() if name != "request_s"}
+    steps = tuple(
+        StepTime(**of_step, expert_share=share, spread=spread, graph_sizes=each.graph_sizes)
+        for each, spread in zip(data_sets, spreads, strict=True)
+    )
+    told = iter((design(spreads) @ (found * expected)).tolist())
+    residuals = tuple(tuple(Residual(row, next(told)) for row in each.measured) for each in data_sets)
+    return Fit(costs, steps, residuals)
+
+
+def _features(row: Measured, share: float, spread: float, graph_sizes: tuple[int, ...]) -> list[float]:
+    """What the row has of each of `COSTS`."""
+    of = [0.0] * len(COSTS)
+    for prefill, attended, sequences, kv in row.steps:
+        decoding = padded(prefill, sequences, graph_sizes)
+        here = (1.0, touched(prefill, decoding, share, spread), decoding, kv, prefill, attended)
+        of = [total + more for total, more in zip(of, (*here, 0.0), strict=True)]
+    of[-1] = float(row.request)
+    return of
+
+
+def _weighted(scaled: Floats, seconds: Floats) -> tuple[Floats, Floats]:
+    """Rows and what they should come to, each over its standard deviation: relative errors, then what is expected."""
+    costs = scaled.shape[1]
+    rows = np.vstack([scaled / seconds[:, None] / MEASURED_SD, np.eye(costs) / EXPECTED_SD])
+    return rows, np.concatenate([np.full(len(seconds), 1 / MEASURED_SD), np.full(costs, 1 / EXPECTED_SD)])
+
+
+def non_negative(rows: Floats, wanted: Floats) -> Floats:
+    """x >= 0 that makes |rows x - wanted| least. Rows are of full rank.
+
+    Lawson and Hanson's active sets (Solving Least Squares Problems, 1974, chapter 23).
+    """
+    count = rows.shape[1]
+    free: NDArray[np.bool_] = np.zeros(count, bool)
+    found = np.zeros(count)
+    while True:
+        gain = np.where(free, 0.0, rows.T @ (wanted - rows @ found))
+        if free.all() or gain.max() <= 1e-9 * np.abs(rows.T @ wanted).max():
+            return found
+        free[gain.argmax()] = True
+        while True:
+            tried = np.zeros(count)
+            tried[free] = np.linalg.lstsq(rows[:, free], wanted, rcond=None)[0]
+            below = free & (tried <= 0)
+            if not below.any():
+                break
+            step = (found[below] / (found[below] - tried[below])).min()
+            found += step * (tried - found)
+            free &= found > 1e-12 * found.max()
+            found[~free] = 0.0
+        found = tried
+
+
+def _search(loss: Callable[[list[float]], float], count: int) -> list[float]:
+    """The spread of each data set in turn, coarsely and then finely, until none moves."""
+    spreads = [1.0] * count
+    for steps in (20, 200, 2000):
+        moved = True
+        while moved:
+            moved = False
+            for at in range(count):
+                near = _grid(spreads[at], steps)
+                best = min(near, key=lambda s: loss([*spreads[:at], s, *spreads[at + 1 :]]))
+                moved |= best != spreads[at]
+                spreads[at] = best
+    return spreads
+
+
+def _grid(around: float, steps: int) -> list[float]:
+    """All of the coarsest grid, and of a finer one what lies within a step of the coarser; `around` comes first."""
+    if steps == 20:
+        return [around, *(round(1.0 - i / steps, 4) for i in range(steps + 1))]
+    return [around, *(s for i in range(-10, 11) if 0.0 <= (s := round(around + i / steps, 4)) <= 1.0)]
+
+
+def _expected(spec: ModelSpec, data_sets: Sequence[DataSet]) -> Floats:
+    """Each cost by the data sheet of the data sets' GPU; of one that we do not know, an H200's, slower as a whole."""
+    known = GPUS.get(data_sets[0].gpu)
+    costs = _by_data_sheet(spec, known or GPUS["H200-141GB"])
+    if known:
+        return costs
+    share = spec.top_k / spec.experts
+    times = [
+        math.log(row.seconds / float(np.dot(_features(row, share, 1.0, each.graph_sizes), costs)))
+        for each in data_sets
+        for row in each.measured
+    ]
+    return costs * math.exp(sum(times) / len(times))
+
+
+def _by_data_sheet(spec: ModelSpec, gpu: Gpu) -> Floats:
+    """In bf16, in the order of `COSTS`."""
+    read_s, computed_s = 1 / (gpu.bandwidth * _BANDWIDTH), 1 / (gpu.bf16_flops * _MATRICES)
+    token_s = 2 * passed_parameters(spec) * computed_s
+    pair_s = spec.layers * spec.attention.prefill_flop_per_pair() / (gpu.bf16_flops * _ATTENTION)
+    return np.array(
+        [
+            spec.layers * _LAYER_S,
+            2 * spec.routed_parameters * read_s,
+            token_s,
+            spec.kv_bytes_per_token() * read_s,
+            token_s,
+            pair_s,
+            _REQUEST_S,
+        ]
+    )
