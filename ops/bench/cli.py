@@ -15,6 +15,15 @@ from ops.bench.gpu.cli import gpu
 from ops.bench.reporting import AsJson, reporter
 from ops.bench.rollout_cli import gates, rollout
 
+Traces = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the Azure LLM inference traces of 2023 (azure_2023_conv.csv.gz, azure_2023_code.csv.gz). "
+        "Default: made-up stand-ins.",
+        metavar="DIR",
+    ),
+]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure Moray. Every bench takes --json.")
 
 
@@ -127,12 +136,7 @@ def goodput(
         str | None, typer.Option(help="Some of those that `moray simulate --policy list` shows.", metavar="NAMES")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs whose attainments are averaged.")] = 1,
-    traces: Annotated[
-        Path | None, typer.Option(help="Folder of the Azure traces. Default: ../shared/traces.", metavar="DIR")
-    ] = None,
-    stand_ins: Annotated[
-        bool, typer.Option("--stand-ins", help="Made-up steady load in the traces' place, where there are traces too.")
-    ] = False,
+    traces: Traces = None,
     precision: Annotated[float, typer.Option(min=0.001, help="Of the capacities, as a share.")] = 0.03,
     machine: Annotated[str, typer.Option(help="h200 (fitted to measurements) or a100 (predicted).")] = "h200",
     processes: Annotated[int, typer.Option(min=1, help="Simulations at once.")] = 1,
@@ -147,13 +151,13 @@ def goodput(
 
     Example: moray bench goodput --workloads conv,code --policies round_robin,continuous --json
     """
-    from ops.bench.goodput import Setting, find_traces, measure
+    from ops.bench.goodput import Setting, checked_traces, measure
     from ops.errors import UserError
     from replicas.step_time import MACHINES
 
     if machine not in MACHINES:
         raise UserError(f"--machine {machine}: there is no such one; take one of {', '.join(MACHINES)}")
-    setting = Setting(replicas, seeds, None if stand_ins else find_traces(traces), precision, machine)
+    setting = Setting(replicas, seeds, checked_traces(traces), precision, machine)
     console = Console(stderr=True)
     figures = measure(
         setting, workloads, policies, processes, lambda line: console.print(line, style="dim", highlight=False)
@@ -312,9 +316,7 @@ def int8(
 def detectors(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of six days, each with every fault once.")] = 3,
     rate: Annotated[float, typer.Option(min=0.1, help="Requests a second, the mean of a usual day.")] = 0.5,
-    traces: Annotated[
-        Path | None, typer.Option(help="Folder of the Azure traces. Default: ../shared/traces.", metavar="DIR")
-    ] = None,
+    traces: Traces = None,
     as_json: AsJson = False,
 ) -> None:
     """What the anomaly detectors find in simulated days with faults, and what they say without a reason.
@@ -328,9 +330,9 @@ def detectors(
     Example: moray bench detectors --seeds 5 --json
     """
     from ops.bench.detectors import measure, table
-    from ops.bench.goodput import find_traces
+    from ops.bench.goodput import checked_traces
 
-    figures = measure(seeds, rate, find_traces(traces), reporter(as_json))
+    figures = measure(seeds, rate, checked_traces(traces), reporter(as_json))
     if as_json:
         typer.echo(json.dumps(figures))
     else:

@@ -205,13 +205,12 @@ def _chosen(option: str, given: str | None, known: Sequence[str]) -> list[str]:
     return names
 
 
-def find_traces(given: Path | None, beside: Path = Path("../shared/traces")) -> Path | None:
-    """The folder of recordings. UserError: one that was asked for lacks a file."""
-    folder = given or beside
-    missing = [name for name in TRACE_FILES.values() if not (folder / name).is_file()]
-    if given is not None and missing:
+def checked_traces(given: Path | None) -> Path | None:
+    """The folder of recordings that was asked for. UserError: it lacks a file."""
+    missing = [name for name in TRACE_FILES.values() if given is not None and not (given / name).is_file()]
+    if missing:
         raise UserError(f"--traces {given}: there is no {missing[0]} in it")
-    return None if missing else folder
+    return given
 
 
 def measure(

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ops.bench.cli import app as bench
-from ops.bench.goodput import Setting, find_traces, highest_rate, measure
+from ops.bench.goodput import Setting, checked_traces, highest_rate, measure
 from ops.cli import app
 from ops.errors import UserError
 
@@ -102,4 +102,4 @@ def test_goodput_refuses_what_it_does_not_know(tmp_path):
     ):
         result = CliRunner().invoke(bench, ["goodput", *options])
         assert isinstance(result.exception, UserError) and told in str(result.exception)
-    assert find_traces(None, beside=tmp_path) is None
+    assert checked_traces(None) is None
