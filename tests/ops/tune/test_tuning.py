@@ -1,4 +1,4 @@
-"""The search on a real engine with the embedded model: limits that change while it runs, trials, going on after a kill."""
+"""The search on a real engine with the embedded model: limits that change live, trials, going on after a kill."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ def spec():
     return engine_spec(load(None, {}, ONE_SHARD).settings)
 
 
-def trial(rate, ttft_s=20.0, tpot_s=5.0, limits=Limits(1024, 64, 0), seconds=1.0):
-    return Trial(WORK, limits, rate, ttft_s, tpot_s, warm_s=0.2, seconds=seconds)
+def trial(rate, ttft_s=20.0, tpot_s=5.0, limits=(1024, 64, 0), seconds=1.0):
+    return Trial(WORK, Limits(*limits), rate, ttft_s, tpot_s, warm_s=0.2, seconds=seconds)
 
 
-def processes():
-    """Engines of this test that live."""
+def engines_of(parent):
+    """Measuring processes that live and were started by this process."""
     found = []
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"ops.tune.engine" in command.read_bytes():
+            words = command.read_bytes().split(b"\0")
+            if b"ops.tune.engine" in words and str(parent).encode() in words:
                 found.append(command.parent.name)
         except OSError:
             continue
@@ -58,11 +59,11 @@ def test_an_engine_is_asked_and_its_limits_change_live(spec):
         easy = engine.measure(trial(10.0), 60)
         assert easy.attained >= 0.9 and easy.counted > 0
         # Whatever runs at a time: no step may hold more.
-        small = engine.measure(trial(200.0, limits=Limits(16, 64, 0)), 90)
+        small = engine.measure(trial(200.0, limits=(16, 64, 0)), 90)
         assert 0 < small.tokens_per_step <= 16
-        one = engine.measure(trial(30.0, limits=Limits(1024, 1, 0)), 90)
+        one = engine.measure(trial(30.0, limits=(1024, 1, 0)), 90)
         assert 0 < one.tokens_per_step <= WORK.prompt
-        chunked = engine.measure(trial(100.0, limits=Limits(1024, 64, 4)), 90)
+        chunked = engine.measure(trial(100.0, limits=(1024, 64, 4)), 90)
         whole = engine.measure(trial(100.0), 90)
         assert chunked.steps > 0 and whole.tokens_per_step > 0
 
@@ -72,9 +73,9 @@ def test_an_engine_is_asked_and_its_limits_change_live(spec):
         assert hopeless.took_s < 30
 
         with pytest.raises(EngineBroke, match="more than the engine was loaded with"):
-            engine.measure(trial(1.0, limits=Limits(4096, 64, 0)), 60)
+            engine.measure(trial(1.0, limits=(4096, 64, 0)), 60)
         assert engine._process.wait(timeout=20) != 0
-    assert not processes()
+    assert not engines_of(os.getpid())
 
 
 def test_an_engine_that_cannot_load_says_why(spec):
@@ -83,7 +84,7 @@ def test_an_engine_that_cannot_load_says_why(spec):
     broken = replace(spec, engine_args=spec.engine_args | {"max_model_len": 10**9})
     with pytest.raises(EngineBroke, match="max_model_len"), TunedEngine(broken, LOAD_S):
         pass
-    assert not processes()
+    assert not engines_of(os.getpid())
 
 
 def test_a_search_ends_and_what_it_found_is_loaded_once_more(spec, tmp_path):
@@ -106,7 +107,7 @@ def test_a_search_ends_and_what_it_found_is_loaded_once_more(spec, tmp_path):
         assert state.checks and any("loaded as a profile has it" in line for line in said)
     again = search(spec, goal, State(tmp_path / "search.jsonl", {}), 1.0, said.append)
     assert again == outcome
-    assert not processes()
+    assert not engines_of(os.getpid())
 
 
 def test_a_search_that_was_killed_goes_on(tmp_path):
@@ -127,23 +128,22 @@ def test_a_search_that_was_killed_goes_on(tmp_path):
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
     ended = time.monotonic() + 20
-    while processes() and time.monotonic() < ended:
+    while engines_of(killed.pid) and time.monotonic() < ended:
         time.sleep(0.1)
-    assert not processes()
+    assert not engines_of(killed.pid)
     before = state.read_text()
 
-    done = subprocess.run(command(45), capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    resumed = subprocess.Popen(command(45), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    stdout, stderr = resumed.communicate(timeout=150)
+    assert resumed.returncode == 0, stderr
+    assert not engines_of(resumed.pid)
+    told = json.loads(stdout)
     assert state.read_text().startswith(before[: before.rindex("\n") + 1])
     assert told["trials"] == sum('"setting"' in line for line in state.read_text().splitlines())
     assert told["tuned_goodput"] >= told["default_goodput"] > 0
-    assert (
-        load(None, {}, {"model.profile": str(out)}).settings.engine.max_num_seqs
-        == told["settings"]["engine.max_num_seqs"]
-    )
+    engine = load(None, {}, {"model.profile": str(out)}).settings.engine
+    assert engine.max_num_seqs == told["settings"]["engine.max_num_seqs"]
 
     other = subprocess.run([*command(45), "--prompt", "32"], capture_output=True, text=True, timeout=60, check=False)
     assert other.returncode == 1
     assert "another search: prompt was 24, now 32" in other.stderr
-    assert not processes()
