@@ -17,6 +17,7 @@ from ops.options import AsJson, Config
 
 if TYPE_CHECKING:
     from cluster.config import Loaded
+    from experts.model_spec import ModelSpec
     from ops.tune.tuning import Outcome
 
 app = typer.Typer(
@@ -94,6 +95,79 @@ def tune(
         told = _search(loaded, goal, out, state or out.with_suffix(".jsonl"), tier, limit_s, console.print)
     if as_json:
         typer.echo(json.dumps(told))
+
+
+@app.command(
+    epilog="Examples: `moray tune kernels --tier 32b --out kernels` · `moray tune kernels --model "
+    "~/models/Qwen3-30B-A3B-int8 --int8 --out kernels-int8`, then `moray up … --set engine.tuned_kernels=kernels-int8`"
+)
+def kernels(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the configurations, and of what was timed.")],
+    tier: Annotated[str | None, typer.Option(help="A tier's shape: 7b, 16b, 32b, 671b.")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="A checkpoint, for its shape.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Of int8 W8A8 weights instead of bf16.")] = False,
+    expert_parallel: Annotated[int, typer.Option(min=1, help="Shards that the experts are dealt out to.")] = 1,
+    limit_s: Annotated[float, typer.Option(min=30, help="Seconds for all. What was timed is kept.")] = 540.0,
+    as_json: AsJson = False,
+) -> None:
+    """Find tiles of vLLM's fused-MoE kernel for this GPU, where vLLM brings none for the shape of the experts.
+
+    The Triton kernel is timed with random weights and evenly chosen experts, for one number of tokens after another,
+    the commonest first. After an interruption, or when the limit is over, run it again: it goes on. A session takes
+    the folder by engine.tuned_kernels; `moray tune --kernels DIR` asks whether an engine carries more load with it.
+    vLLM keeps int8 W8A8 and bf16 under one name: give each a folder of its own.
+
+    Written by vLLM 0.32's source, and not run on a GPU yet.
+    """
+    from rich.console import Console
+
+    from cluster.config import this_machine
+    from ops.tune import kernel_tuning
+    from ops.tune.kernel_timing import KernelTimer
+    from ops.tune.kernels import Experts
+
+    if (tier is None) == (model is None):
+        raise typer.BadParameter("give a tier or a model", param_hint="--tier")
+    spec = _shape(tier, model)
+    if spec.experts % expert_parallel:
+        raise UserError(
+            f"{spec.name} has {spec.experts} experts: --expert-parallel {expert_parallel} does not divide them"
+        )
+    if not this_machine().gpus:
+        raise UserError("kernels are timed on an NVIDIA GPU, and this machine shows none")
+    # Of a shard, those that stay: on average a token gives it so many of its choices.
+    experts = Experts(
+        spec.experts // expert_parallel,
+        spec.expert_width,
+        spec.hidden,
+        max(1, round(spec.top_k / expert_parallel)),
+        1 if int8 else 2,
+    )
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    timer = KernelTimer(experts)
+    try:
+        gains = kernel_tuning.tune(experts, timer, out, limit_s, console.print)
+    finally:
+        timer.end()
+    console.print(f"{out / timer.where.file}: {len(gains)} numbers of tokens tuned")
+    if as_json:
+        typer.echo(json.dumps({"file": str(out / timer.where.file), "gain_by_tokens": gains}))
+
+
+def _shape(tier: str | None, model: Path | None) -> ModelSpec:
+    from experts import model_spec
+
+    try:
+        if tier is not None:
+            return model_spec.tier(tier)
+        assert model is not None
+        return model_spec.from_config(json.loads((model.expanduser() / "config.json").read_text()), model.name)
+    except KeyError:
+        raise UserError(f"there is no tier {tier!r}; there are {', '.join(model_spec.TIERS)}") from None
+    except (OSError, ValueError):
+        raise UserError(f"{model} is no Hugging Face checkpoint: it has no config.json that can be read") from None
+    except model_spec.NotUnderstood as problem:
+        raise UserError(str(problem)) from None
 
 
 def _search(

@@ -10,20 +10,17 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from experts.linux import die_with_parent
-from ops.bench.gpu.raw_engine import kill_group
 from ops.errors import UserError
 from ops.tune.attainment import Slo, Verdict, arrivals, judged
+from ops.tune.child import Child, Died
 from replicas.engine_host import build_core, core_environment
 from replicas.engine_spec import EngineSpec
 
@@ -123,19 +120,13 @@ class TunedEngine:
 
     def __enter__(self) -> TunedEngine:
         began = time.monotonic()
-        self._log = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ops.tune.engine", msgspec.json.encode(self._spec).decode(), str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=os.environ | core_environment(self._spec),
-            start_new_session=True,
-        )
+        arguments = [msgspec.json.encode(self._spec).decode()]
+        environment = os.environ | core_environment(self._spec)
+        self._child = Child("the engine", "ops.tune.engine", arguments, environment)
         try:
-            loaded = self._hear(self._limit_s)
+            loaded = _understood(self._child.hear, self._limit_s)
         except BaseException:
-            self.__exit__()
+            self._child.end()
             raise
         assert isinstance(loaded, Loaded)
         self.loaded, self.load_s = loaded, time.monotonic() - began
@@ -143,56 +134,28 @@ class TunedEngine:
 
     def pace(self, burst: Burst, limit_s: float) -> float:
         """Requests/s. EngineBroke: it died of it, or gave no answer in time."""
-        answer = self._ask(burst, limit_s)
+        answer = _understood(self._child.ask, msgspec.json.encode(burst), limit_s)
         assert isinstance(answer, Pace)
         return answer.requests_per_s
 
     def measure(self, trial: Trial, limit_s: float) -> Seen:
         """EngineBroke as above."""
-        answer = self._ask(trial, limit_s)
+        answer = _understood(self._child.ask, msgspec.json.encode(trial), limit_s)
         assert isinstance(answer, Seen)
         return answer
 
-    def _ask(self, question: Burst | Trial, limit_s: float) -> Pace | Seen | Loaded:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(msgspec.json.encode(question) + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise EngineBroke(self._last_words()) from None
-        return self._hear(limit_s)
-
-    def _hear(self, limit_s: float) -> Pace | Seen | Loaded:
-        assert self._process.stdout is not None
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            self._process.kill()
-
-        timer = threading.Timer(limit_s, give_up)
-        timer.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            timer.cancel()
-        if late.is_set():
-            raise EngineBroke(f"the engine gave no answer within {limit_s:.0f} s")
-        if not line:
-            raise EngineBroke(self._last_words())
-        answer = _ANSWER.decode(line)
-        if isinstance(answer, Broke):
-            raise EngineBroke(answer.reason)
-        return answer
-
-    def _last_words(self) -> str:
-        self._log.seek(0)
-        said = self._log.read().decode(errors="replace").strip().splitlines()
-        return f"the engine's process ended: {said[-1] if said else 'it said nothing'}"
-
     def __exit__(self, *_: object) -> None:
-        kill_group(self._process)
-        self._log.close()
+        self._child.end()
+
+
+def _understood(ask: Callable[..., bytes], *arguments: Any) -> Pace | Seen | Loaded:
+    try:
+        answer = _ANSWER.decode(ask(*arguments))
+    except Died as died:
+        raise EngineBroke(str(died)) from None
+    if isinstance(answer, Broke):
+        raise EngineBroke(answer.reason)
+    return answer
 
 
 # -- the engine's process ---------------------------------------------------------------------------------------------

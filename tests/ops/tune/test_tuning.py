@@ -74,7 +74,7 @@ def test_an_engine_is_asked_and_its_limits_change_live(spec):
 
         with pytest.raises(EngineBroke, match="more than the engine was loaded with"):
             engine.measure(trial(1.0, limits=(4096, 64, 0)), 60)
-        assert engine._process.wait(timeout=20) != 0
+        assert engine._child._process.wait(timeout=20) != 0
     assert not engines_of(os.getpid())
 
 
