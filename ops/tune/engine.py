@@ -179,7 +179,7 @@ def main() -> None:
             question = _QUESTION.decode(line)
             tell(driver.burst(question) if isinstance(question, Burst) else driver.trial(question))
     except Exception as error:
-        tell(Broke(f"{type(error).__name__}: {error}"))
+        tell(Broke(" ".join(f"{type(error).__name__}: {error}".split())[:500]))
         raise
     finally:
         sys.stderr.flush()

@@ -116,8 +116,8 @@ class _Layer:
 
         self._torch, self._experts, self._override = torch, experts, override_config
         self._call, self._lookup, self._file_name = fused_experts, try_get_optimal_moe_config, get_config_file_name
-        first = (experts.count, 2 * experts.width, experts.hidden)
-        second = (experts.count, experts.hidden, experts.width)
+        first = (experts.number, 2 * experts.width, experts.hidden)
+        second = (experts.number, experts.hidden, experts.width)
         if experts.weight_bytes == 1:
             self._weights = [torch.randint(-127, 127, s, dtype=torch.int8, device="cuda") for s in (first, second)]
             scales = [torch.full((*s[:2], 1), 1e-3, dtype=torch.float32, device="cuda") for s in (first, second)]
@@ -128,12 +128,12 @@ class _Layer:
         torch.manual_seed(0)
 
     def where(self) -> Where:
-        import triton
+        from vllm.triton_utils import triton
 
         most = triton.runtime.driver.active.utils.get_device_properties(0)["max_shared_mem"]  # what Triton checks by
         return Where(
             # vLLM has no name of its own for int8 W8A8: those engines look for the same file.
-            file=self._file_name(self._experts.count, self._experts.width, None),
+            file=self._file_name(self._experts.number, self._experts.width, None),
             gpu=self._torch.cuda.get_device_name(0),
             triton=str(triton.__version__),
             shared_bytes=int(most),
@@ -161,7 +161,7 @@ class _Layer:
         torch, experts = self._torch, self._experts
         tokens = torch.randn((batch, experts.hidden), dtype=torch.bfloat16, device="cuda")
         shares = torch.full((batch, experts.top_k), 1.0 / experts.top_k, dtype=torch.float32, device="cuda")
-        drawn = torch.rand((_ROUTINGS, batch, experts.count), device="cuda")
+        drawn = torch.rand((_ROUTINGS, batch, experts.number), device="cuda")
         routings = drawn.topk(experts.top_k, dim=-1).indices.to(torch.int32)
         ids = routings[0].clone()
 

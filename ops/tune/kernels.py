@@ -46,7 +46,7 @@ class Tile(NamedTuple):
 class Experts(NamedTuple):
     """Those of one layer on one GPU. `weight_bytes`: 2 for bf16, 1 for int8 W8A8."""
 
-    count: int
+    number: int
     width: int
     hidden: int
     top_k: int
@@ -71,7 +71,7 @@ def tiles(experts: Experts, batch: int, shared_bytes: int) -> list[Tile]:
 
 
 def _fitting(experts: Experts, batch: int, shared_bytes: int) -> Iterator[Tile]:
-    per_expert = batch * experts.top_k / experts.count
+    per_expert = batch * experts.top_k / experts.number
     for block_m in (16, 32, 64, 128, 256):
         if (block_m > 16 and block_m > 4 * per_expert) or 8 * block_m < per_expert:
             continue  # most of a block would be padding, or each expert's weights be read again and again

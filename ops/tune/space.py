@@ -43,7 +43,9 @@ class Load(NamedTuple):
 def options(
     default: Default, prompt: int, on_gpu: bool, fp8_kv: bool = False, kernels: str | None = None
 ) -> tuple[Option, ...]:
-    """The default first in each. `kernels`: a folder of tuned fused-MoE configurations to try."""
+    """The default first in each. Limits of a step are there always, others where there is a choice. `kernels`: a folder
+    of tuned fused-MoE configurations to try.
+    """
     tokens, seqs = (
         _around(name, own, on_gpu) for name, own in ((TOKENS, default.batched_tokens), (SEQS, default.seqs))
     )
@@ -58,7 +60,7 @@ def options(
         if fp8_kv:
             found.append(Option("kv_cache_dtype", (None, "fp8"), restarts=True))
         found.append(Option("block_size", (None, 32), restarts=True))
-    return tuple(option for option in found if len(option.values) > 1)
+    return tuple(found)
 
 
 def _around(name: str, own: int, on_gpu: bool) -> tuple[int, ...]:
@@ -71,6 +73,12 @@ def graph_sizes(most: int) -> tuple[int, ...]:
     """Batches that CUDA graphs are captured for: dense where a padded sequence is a large part of the step."""
     dense = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(576, most + 1, 64)]
     return tuple(n for n in dense if n <= most)
+
+
+def refused(setting: Setting) -> str:
+    """Why vLLM would not load an engine that has the setting from the start; "": it would."""
+    tokens, seqs = setting[TOKENS], setting[SEQS]
+    return f"a step of {tokens} tokens cannot hold {seqs} sequences" if tokens < seqs else ""
 
 
 def load_for(options: Sequence[Option], setting: Setting) -> Load:

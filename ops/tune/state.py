@@ -53,9 +53,10 @@ class State:
         self._add(options=told, first_rate=first_rate)
 
     def add(self, trial: Trial, check: bool = False, **seen: Any) -> None:
+        """`seen`: what else is to be kept of it."""
         (self.checks if check else self.trials).append(trial)
         what = {"setting": dict(trial.setting), "rate": trial.rate, "attained": trial.attained}
-        self._add(**what, **({"check": True} if check else {}), **seen)
+        self._add(**(what | ({"check": True} if check else {}) | seen))
 
     def _add(self, **what: Any) -> None:
         with self._file.open("a") as file:

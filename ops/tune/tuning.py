@@ -1,7 +1,8 @@
 """The search on the engine at hand: what to try next is `search`'s to say, here it is loaded and measured.
 
 A trial has a few seconds, so one option's gain may be luck. What the search chose is therefore loaded once more, as a
-profile would have it, and asked for the rate that it was found to carry, or a little less, until it carries it.
+profile would have it, and asked for the rate that it was found to carry, or a little less, until it carries it. The
+default is not asked again: luck can make the gain look too small, hardly too large.
 """
 
 from __future__ import annotations
@@ -156,6 +157,9 @@ class _Bench:
     def trial(self, setting: Setting, rate: float, check: bool = False) -> None:
         """Measures and writes it down. A setting that an engine breaks of is a trial too; OutOfTime is none."""
         assert self._state.options is not None
+        if reason := space.refused(setting):
+            self._state.add(Trial(setting, rate, None), check, reason=reason)
+            return
         load = space.exact(setting) if check else space.load_for(self._state.options, setting)
         try:
             self._loaded(load, check)

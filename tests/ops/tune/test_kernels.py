@@ -12,7 +12,7 @@ from ops.tune import kernel_tuning
 from ops.tune.kernel_timing import Timed, Where
 from ops.tune.kernels import BATCHES, ROUNDS, WORTH, Experts, Run, Tile, chosen, next_run, tiles
 
-QWEN = Experts(count=128, width=768, hidden=2048, top_k=8)
+QWEN = Experts(number=128, width=768, hidden=2048, top_k=8)
 A100, H200 = 166_912, 232_448  # bytes of shared memory that a block may use
 FEW = (64, 256)
 OWN_US = 100.0

@@ -1,6 +1,18 @@
 """What is chosen among, and what a choice means for an engine."""
 
-from ops.tune.space import CHUNK, GRAPHS, SEQS, TOKENS, Default, Load, engine_args, exact, graph_sizes, load_for
+from ops.tune.space import (
+    CHUNK,
+    GRAPHS,
+    SEQS,
+    TOKENS,
+    Default,
+    Load,
+    engine_args,
+    exact,
+    graph_sizes,
+    load_for,
+    refused,
+)
 from ops.tune.space import options as options_for
 from ops.tune.space import settings as settings_for
 
@@ -27,7 +39,7 @@ def test_what_changes_answers_is_tried_only_if_asked_for():
 
 def test_a_cpu_has_no_graphs():
     options = options_for(Default(1024, 64), 64, on_gpu=False)
-    assert [option.name for option in options] == [TOKENS, SEQS, "async_scheduling"]
+    assert [option.name for option in options] == [TOKENS, SEQS, CHUNK, "async_scheduling"]
     assert first(options)[SEQS] == 64
 
 
@@ -53,6 +65,11 @@ def test_what_cannot_change_live_is_loaded():
     sync = load_for(options, first(options, async_scheduling=False))
     assert not load_for(options, first(options)).serves(sync)
     assert not sync.serves(load_for(options, first(options)))
+
+
+def test_a_step_holds_its_sequences():
+    assert refused({TOKENS: 512, SEQS: 1024})
+    assert not refused({TOKENS: 1024, SEQS: 1024})
 
 
 def test_arguments_keep_what_was_given():

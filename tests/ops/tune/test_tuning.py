@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -90,7 +89,7 @@ def test_an_engine_that_cannot_load_says_why(spec):
 def test_a_search_ends_and_what_it_found_is_loaded_once_more(spec, tmp_path):
     options = (
         Option(space.TOKENS, (8, 1024)),  # a prompt takes three steps
-        Option(space.SEQS, (64,)),
+        Option(space.SEQS, (8, 16)),
         Option(space.CHUNK, (0,)),
         Option("block_size", (None, 3), restarts=True),  # which no kernel has
     )
@@ -103,6 +102,7 @@ def test_a_search_ends_and_what_it_found_is_loaded_once_more(spec, tmp_path):
     assert outcome.trials == len(state.trials) + len(state.checks)
     assert any(trial.attained is None and trial.setting["block_size"] == 3 for trial in state.trials)
     assert outcome.found.best["block_size"] is None
+    assert outcome.found.best[space.TOKENS] == 1024
     if outcome.found.best != outcome.found.first:
         assert state.checks and any("loaded as a profile has it" in line for line in said)
     again = search(spec, goal, State(tmp_path / "search.jsonl", {}), 1.0, said.append)
@@ -125,7 +125,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path):
             assert killed.poll() is None
             time.sleep(0.1)
     finally:
-        os.kill(killed.pid, signal.SIGKILL)
+        killed.kill()
         killed.wait()
     ended = time.monotonic() + 20
     while engines_of(killed.pid) and time.monotonic() < ended:
