@@ -1,7 +1,8 @@
 """Open-loop load and its verdict: how many of the requests that came at a rate were served within the SLO. Pure.
 
 Requests come when they come, whether or not the engine keeps up: each is judged from the moment it was due. Those that
-come first only fill the engine, those that come last only keep it full; the ones between are judged.
+come first only fill the engine, those that come last only keep it full; the ones between are judged. An overload grows
+a queue slowly: judged for T seconds, a rate can be above what lasts by the share TTFT limit / T before it is seen.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Options have vLLM's names. None stands for what the engine has by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ops.tune.search import Option, Setting
@@ -64,9 +65,11 @@ def options(
 
 
 def _around(name: str, own: int, on_gpu: bool) -> tuple[int, ...]:
-    """The own value, then others, nearest first; on a CPU halves and quarters of it."""
-    others = _ON_GPU[name] if on_gpu else (own // 2, own // 4)
-    return (own, *sorted({n for n in others if n > 0} - {own}, key=lambda n: max(n / own, own / n)))
+    """The own value, then lower ones, then higher ones, for which an engine is loaded anew; the nearest first. On a CPU
+    halves and quarters.
+    """
+    others = {n for n in (_ON_GPU[name] if on_gpu else (own // 2, own // 4)) if n > 0}
+    return (own, *sorted((n for n in others if n < own), reverse=True), *sorted(n for n in others if n > own))
 
 
 def graph_sizes(most: int) -> tuple[int, ...]:
@@ -88,13 +91,9 @@ def load_for(options: Sequence[Option], setting: Setting) -> Load:
     highest of all options, so that there is one more load and not one for each.
     """
     of = {option.name: option.values for option in options}
-
-    def limit(name: str) -> int:
-        wanted = int(setting.get(name) or 0)
-        values = of.get(name, (wanted,))
-        return int(values[0] if wanted <= values[0] else max(values))
-
-    return exact(setting)._replace(batched_tokens=limit(TOKENS), seqs=limit(SEQS))
+    enough = setting[TOKENS] <= of[TOKENS][0] and setting[SEQS] <= of[SEQS][0]
+    limit: Callable[[tuple[int, ...]], int] = operator.itemgetter(0) if enough else max
+    return exact(setting)._replace(batched_tokens=limit(of[TOKENS]), seqs=limit(of[SEQS]))
 
 
 def exact(setting: Setting) -> Load:

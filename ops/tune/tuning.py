@@ -27,7 +27,7 @@ from replicas.engine_spec import EngineSpec
 from replicas.gpus import Gpus
 
 _FIRST = 0.8  # of what the engine does at most, as the first rate: few can be late
-_IN_FLIGHT = 128  # of the burst that tells that
+_IN_FLIGHT, _BURST_S = 128, 4.0  # of the burst that tells that
 _ROOM_S = 60.0  # over what a trial takes at most, before its engine counts as hung
 _OVER_S = 5.0  # by which a trial may pass the search's limit
 _FREE_S = 40.0  # in which a GPU's memory is free again, once its process has ended
@@ -208,7 +208,7 @@ class _Bench:
         engine = TunedEngine(spec, max(self._ends - began, 1.0))
         try:
             self._engine = engine.__enter__()
-            burst = Burst(self._goal.work, min(_IN_FLIGHT, engine.loaded.seqs), self._goal.trial_s / 2)
+            burst = Burst(self._goal.work, min(_IN_FLIGHT, engine.loaded.seqs), _BURST_S)
             self._pace = engine.pace(burst, max(self._ends - time.monotonic(), 1.0))
         except EngineBroke as broke:
             self.close()

@@ -53,7 +53,7 @@ def test_limits_that_fit_what_is_loaded_need_no_load():
 def test_higher_limits_are_loaded_once_for_all():
     options = options_for(GPU, 512, on_gpu=True)
     raised = load_for(options, first(options, **{TOKENS: 4096}))
-    assert raised == Load(16384, 128)
+    assert raised == Load(16384, 1024)
     assert raised.serves(load_for(options, first(options, **{TOKENS: 16384})))
     assert raised.serves(load_for(options, first(options)))
     assert not load_for(options, first(options)).serves(raised)
@@ -103,3 +103,8 @@ def test_graphs_reach_the_greatest_batch():
     assert graph_sizes(1024)[-1] == 1024
     assert graph_sizes(128)[-1] == 128
     assert list(graph_sizes(1024)) == sorted(set(graph_sizes(1024)))
+
+
+def test_what_needs_no_load_is_tried_before_what_does():
+    tokens = next(option for option in options_for(Default(4096, 128), 512, on_gpu=True) if option.name == TOKENS)
+    assert tokens.values == (4096, 2048, 1024, 8192, 16384)

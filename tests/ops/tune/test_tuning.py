@@ -133,7 +133,7 @@ def test_a_search_that_was_killed_goes_on(tmp_path):
     assert not engines_of(killed.pid)
     before = state.read_text()
 
-    resumed = subprocess.Popen(command(45), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    resumed = subprocess.Popen(command(30), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     stdout, stderr = resumed.communicate(timeout=150)
     assert resumed.returncode == 0, stderr
     assert not engines_of(resumed.pid)
@@ -144,6 +144,6 @@ def test_a_search_that_was_killed_goes_on(tmp_path):
     engine = load(None, {}, {"model.profile": str(out)}).settings.engine
     assert engine.max_num_seqs == told["settings"]["engine.max_num_seqs"]
 
-    other = subprocess.run([*command(45), "--prompt", "32"], capture_output=True, text=True, timeout=60, check=False)
+    other = subprocess.run([*command(30), "--prompt", "32"], capture_output=True, text=True, timeout=60, check=False)
     assert other.returncode == 1
     assert "another search: prompt was 24, now 32" in other.stderr
