@@ -12,6 +12,7 @@ from ops.tune.engine import Work
 from ops.tune.profile import profile
 from ops.tune.search import PRECISION, Found, Trial
 from ops.tune.tuning import Goal, Outcome, checked, next_check
+from replicas.engine_host import core_environment
 
 FIRST = {space.TOKENS: 2048, space.SEQS: 128, space.CHUNK: 0, space.GRAPHS: None}
 BEST = {space.TOKENS: 4096, space.SEQS: 512, space.CHUNK: 128, space.GRAPHS: (1, 2, 4)}
@@ -91,3 +92,11 @@ def test_a_choice_that_never_carries_again_is_dropped():
 
 def test_the_default_needs_no_check():
     assert next_check(Found(FIRST, 10.0, FIRST, 10.0), []) is None
+
+
+def test_tuned_kernels_reach_the_engines_process(tmp_path):
+    setting = BEST | {space.KERNELS: "/kernels"}
+    file = written(tmp_path, Outcome(FOUND, 14.0, True, 30), setting=setting)
+    spec = engine_spec(load(None, {}, {"model.profile": str(file), "model.path": "/m"}, H200).settings)
+    assert core_environment(spec)["VLLM_TUNED_CONFIG_FOLDER"] == "/kernels"
+    assert "VLLM_TUNED_CONFIG_FOLDER" not in core_environment(engine_spec(load(machine=H200).settings))
