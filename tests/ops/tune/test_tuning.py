@@ -36,6 +36,10 @@ def trial(rate, ttft_s=20.0, tpot_s=5.0, limits=(1024, 64, 0), seconds=1.0):
     return Trial(WORK, Limits(*limits), rate, ttft_s, tpot_s, warm_s=0.2, seconds=seconds)
 
 
+def busy(limits):
+    return trial(1500.0, ttft_s=0.5, tpot_s=0.2, limits=limits, seconds=0.5)
+
+
 def engines_of(parent):
     """Measuring processes that live and were started by this process."""
     found = []
@@ -57,14 +61,16 @@ def test_an_engine_is_asked_and_its_limits_change_live(spec):
 
         easy = engine.measure(trial(10.0), 60)
         assert easy.attained >= 0.9 and easy.counted > 0
-        # Whatever runs at a time: no step may hold more.
-        small = engine.measure(trial(200.0, limits=(16, 64, 0)), 90)
-        assert 0 < small.tokens_per_step <= 16
-        one = engine.measure(trial(30.0, limits=(1024, 1, 0)), 90)
-        assert 0 < one.tokens_per_step <= WORK.prompt
-        chunked = engine.measure(trial(100.0, limits=(1024, 64, 4)), 90)
-        whole = engine.measure(trial(100.0), 90)
-        assert chunked.steps > 0 and whole.tokens_per_step > 0
+        # All that runs at a time is what a limit lets run: there is more to do than can be done. A request is 24 tokens
+        # in a step or more, then 7 steps of one.
+        small = engine.measure(busy((16, 64, 0)), 60)
+        assert 8 < small.tokens_per_step <= 16
+        one = engine.measure(busy((1024, 1, 0)), 60)
+        assert one.tokens_per_step == pytest.approx((24 + 7) / (1 + 7), rel=0.05)
+        whole = engine.measure(busy((1024, 4, 0)), 60)
+        assert whole.tokens_per_step == pytest.approx(4 * (24 + 7) / (1 + 7), rel=0.15)
+        chunked = engine.measure(busy((1024, 4, 4)), 60)
+        assert chunked.tokens_per_step == pytest.approx(4 * (24 + 7) / (6 + 7), rel=0.15)
 
         # Sure at once, long before its 60 seconds of arrivals are over.
         hopeless = engine.measure(trial(50.0, ttft_s=1e-6, seconds=60.0), 90)
