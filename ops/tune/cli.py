@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     invoke_without_command=True,
-    help="Find the engine settings that carry the most load within an SLO, on the machine at hand.",
     epilog="Examples: `moray tune --out tuned.yaml` (the embedded model) · `moray tune --model ~/models/Qwen3-30B-A3B "
     "--ttft-slo 1 --tpot-slo 0.05 --out tuned.yaml`, then `moray up --model ~/models/Qwen3-30B-A3B --profile "
     "tuned.yaml` · `moray tune --tier 32b --limit-s 540 --out tuned.yaml --json`",
@@ -60,7 +59,7 @@ def tune(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the engine settings that carry the most load within an SLO, and write them as a profile.
+    """Find the engine settings that carry the most load within an SLO here, and write them as a profile.
 
     One engine core is asked for random prompts that come as a Poisson process, at one rate after another. Limits of a
     step are changed while it runs; it is loaded anew only for CUDA graphs, async scheduling, a KV dtype, a block size
@@ -190,8 +189,7 @@ def _search(
             "No rate was carried with the settings as they are"
             + (": the SLO is too tight for this model here." if outcome.finished else " so far.")
         )
-    setting = outcome.found.first if outcome.keeps_default else outcome.found.best
-    chosen = space.settings(setting, spec.engine_args)
+    chosen = space.settings(outcome.setting, spec.engine_args)
     out.write_text(profile(outcome, goal, given, chosen, measured_on(), name))
     say(_summary(outcome, out))
     return {

@@ -40,6 +40,8 @@ def profile(
 
 def _goodput(outcome: Outcome) -> str:
     default = outcome.found.first_capacity
+    if not default:
+        return f"Goodput: no rate was carried by the default, and what follows is that; {outcome.trials} trials."
     if outcome.keeps_default:
         return f"Goodput: {default:.2f} requests/s, by the default; of {outcome.trials} trials none showed better."
     how = "not loaded once more to confirm it" if outcome.checked is None else "loaded as below"

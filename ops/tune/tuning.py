@@ -57,8 +57,9 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`checked`: the rate that the choice carried once it was loaded as a profile has it; None: not asked yet, and 0.0
-    that it carried none of those it was asked for. `finished`: nothing is left to try."""
+    """`checked`: the rate that the choice carried once it was loaded as a profile has it; None: it was not asked yet; 0.0:
+    it carried none of those that it was asked for. `finished`: nothing is left to try.
+    """
 
     found: Found
     checked: float | None
@@ -84,6 +85,7 @@ class Outcome:
 
     @property
     def setting(self) -> Setting:
+        """To take."""
         return self.found.first if self.keeps_default else self.found.best
 
 
@@ -119,6 +121,7 @@ def next_check(best: Found, checks: Sequence[Trial]) -> float | None:
 
 
 def checked(best: Found, checks: Sequence[Trial]) -> float | None:
+    """As in `Outcome`."""
     own = [trial for trial in checks if trial.setting == best.best]
     if best.best != best.first and (not own or next_check(best, checks) is not None):
         return None
@@ -171,6 +174,8 @@ class _Bench:
             seen = self._engine.measure(ask, min(goal.longest_s + _ROOM_S, self._ends - time.monotonic() + _OVER_S))
         except EngineBroke as broke:
             self.close()
+            if time.monotonic() >= self._ends:
+                raise OutOfTime from broke
             if not self._state.trials:
                 raise
             self._report(f"{told(setting, self._state.options)}: {broke}")

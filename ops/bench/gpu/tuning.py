@@ -54,7 +54,6 @@ def tune(run: GpuRun) -> list[Step]:
         rows = list(lines(file))
         for row in rows[len(rows) - (outcome.trials - before) :]:
             notes.add(what="trial", **row)
-        chosen = outcome.found.first if outcome.keeps_default else outcome.found.best
         notes.add(
             what="tuned",
             slo=SLO._asdict(),
@@ -67,7 +66,7 @@ def tune(run: GpuRun) -> list[Step]:
             finished=outcome.finished,
             trials=outcome.trials,
             default=space.settings(outcome.found.first, spec.engine_args),
-            settings=space.settings(chosen, spec.engine_args),
+            settings=space.settings(outcome.setting, spec.engine_args),
         )
         if not outcome.finished:
             raise BenchFailed("the search was cut off: the same run over the same folder goes on with it")

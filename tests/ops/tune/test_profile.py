@@ -73,6 +73,11 @@ def test_without_a_gain_it_is_the_default(tmp_path):
     assert yaml.safe_load(file.read_text())["engine"] == {"max_num_batched_tokens": 2048, "max_num_seqs": 128}
 
 
+def test_a_default_that_carries_nothing_is_told(tmp_path):
+    nothing = Outcome(Found(FIRST, 0.0, FIRST, 0.0), 0.0, True, 9)
+    assert "no rate was carried" in written(tmp_path, nothing, setting=FIRST).read_text()
+
+
 def test_the_choice_is_asked_again_until_it_carries():
     assert next_check(FOUND, []) == 15.0
     refused = [Trial(BEST, 15.0, 0.5)]
