@@ -57,8 +57,8 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`checked`: the rate that the choice carried once it was loaded as a profile has it; None: it was not asked yet; 0.0:
-    it carried none of those that it was asked for. `finished`: nothing is left to try.
+    """`checked`: the rate that the choice carried once it was loaded as a profile has it; None: it was not asked yet;
+    0.0: it carried none of those that it was asked for. `finished`: nothing is left to try.
     """
 
     found: Found
