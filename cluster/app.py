@@ -79,6 +79,7 @@ def engine_spec(settings: Settings) -> EngineSpec:
         drain_s=settings.replicas.drain_s,
         hang_timeout_s=settings.replicas.hang_timeout_s,
         expert_plan=str(settings.experts.plan) if settings.experts.plan else None,
+        tuned_kernels=str(engine.tuned_kernels) if engine.tuned_kernels else None,
         own_cpu=max(os.sched_getaffinity(0)) if engine.own_cpu else None,  # the last: interrupts favour the first
     )
 

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cluster.model_settings import PROFILES
+from cluster.model_settings import PROFILES, is_file
 from cluster.resolution import contradictions, lacking, resolve
 from cluster.settings import Machine, Settings
 from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA
@@ -39,6 +39,7 @@ _NOT_SETTINGS = frozenset(
 _PATHS = (
     ("model", "path"),
     ("model", "store"),
+    ("engine", "tuned_kernels"),
     ("experts", "plan"),
     ("gateway", "keys_file"),
     ("alarms", "state_path"),
@@ -134,6 +135,8 @@ def load(
 
 def _profile(name: Any) -> dict[str, _Given]:
     """The settings of a profile, by key. None for a name that there is not: the setting's own check refuses it."""
+    if isinstance(name, str) and is_file(name):
+        return _profile_file(Path(name).expanduser())
     if name not in PROFILES:
         return {}
     sources, origin = _Sources(), f"profile {name}"
@@ -143,6 +146,16 @@ def _profile(name: Any) -> dict[str, _Given]:
             each = {f".{option}": chosen for option, chosen in value.items()} if leaf == "extra" else {"": value}
             for option, chosen in each.items():
                 sources.add(f"{group}.{leaf}{option}", chosen, origin)
+    if sources.problems:
+        raise ConfigError(sources.problems)
+    return {given.key: given for given in sources.given}
+
+
+def _profile_file(file: Path) -> dict[str, _Given]:
+    sources = _Sources()
+    _read_yaml(file, sources)
+    if any(given.key == "model.profile" for given in sources.given):
+        sources.problems.append(f"the profile {file} names a profile itself: leave model.profile out of it")
     if sources.problems:
         raise ConfigError(sources.problems)
     return {given.key: given for given in sources.given}
@@ -274,6 +287,8 @@ def _walk(root: yaml.Node, loader: yaml.SafeLoader, file: Path, sources: _Source
             made = loader.construct_object(value, deep=True)
             if (name, leaf) in _PATHS and isinstance(made, str):
                 made = file.parent / Path(made).expanduser()
+            if key == "model.profile" and isinstance(made, str) and is_file(made):
+                made = str(file.parent / Path(made).expanduser())
             if key == "engine.extra" and isinstance(made, dict):
                 for option, chosen in made.items():
                     sources.add(f"{key}.{option}", chosen, where)

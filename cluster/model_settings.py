@@ -15,14 +15,19 @@ EMBEDDED_VERSION = "v1"
 PROFILES = ("7b", "16b", "32b")  # cluster/profiles/*.yaml
 
 
+def is_file(profile: str) -> bool:
+    """Whether a profile is named by its file."""
+    return profile.endswith((".yaml", ".yml"))
+
+
 class Model(Group):
     """Which model is served, and how its answers are parsed."""
 
     profile: str | None = Field(
         None,
-        description="Settings for a tier's checkpoint on 8 A100-80GB, under all others that are given: "
+        description="Settings under all others that are given: for a tier's checkpoint on 8 A100-80GB ("
         + ", ".join(PROFILES)
-        + ". `moray plan profile` makes some for other models and GPUs. null: none.",
+        + "), or those of a YAML file, such as `moray tune` and `moray plan profile` write. null: none.",
     )
     path: Path | None = Field(
         None,
@@ -65,8 +70,8 @@ class Model(Group):
     @field_validator("profile")
     @classmethod
     def _known(cls, profile: str | None) -> str | None:
-        if profile is not None and profile not in PROFILES:
-            raise ValueError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}")
+        if profile is not None and profile not in PROFILES and not is_file(profile):
+            raise ValueError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}, and FILE.yaml")
         return profile
 
     @field_validator("version")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.model_settings import Model
+from cluster.model_settings import PROFILES, Model
 from cluster.settings import Gateway, Machine, Settings
 
 # With so many CPUs or fewer, gateway, proxy, router and client want the CPU that the engine is on.
@@ -209,7 +209,7 @@ def _autoscaling(settings: Settings) -> list[str]:
 def lacking(settings: Settings, machine: Machine) -> list[str]:
     """Sentences about what a session with these resolved settings would miss here. Empty: nothing."""
     found: list[str] = []
-    if settings.model.profile is not None and settings.model.embedded:
+    if settings.model.profile in PROFILES and settings.model.embedded:
         found.append(
             f"model.profile is {settings.model.profile}, but no model is given: name its checkpoint by model.path "
             "(--model DIR) or model.store; the embedded model needs no profile"

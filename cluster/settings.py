@@ -75,6 +75,11 @@ class Engine(_Group):
         "wakes. Sessions that share a machine would choose the same CPU: false.",
     )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV blocks of prompts with the same beginning.")
+    tuned_kernels: Path | None = Field(
+        None,
+        description="Folder of fused-MoE kernel configurations for a GPU and a shape of experts that vLLM brings none "
+        "for, as `moray tune kernels` writes them; every node reads it. null: vLLM's own.",
+    )
     extra: Mapping[str, Any] = Field(
         default_factory=dict,
         description="Further vLLM AsyncEngineArgs by name, passed through; the replica checks them against vLLM's own.",

@@ -28,6 +28,7 @@ from ops.planner import cli as planner
 from ops.rollout import cli as rolling
 from ops.simulate import cli as simulation
 from ops.soak import cli as soaking
+from ops.tune import cli as tuning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +57,10 @@ ModelDir = Annotated[
 ]
 ReplicaCount = Annotated[int | None, typer.Option("--replicas", help="Replicas of the model.")]
 Profile = Annotated[
-    str | None, typer.Option("--profile", metavar="TIER", help="Settings for a tier on 8 A100-80GB: 7b, 16b, 32b.")
+    str | None,
+    typer.Option(
+        "--profile", metavar="TIER|FILE", help="Settings for a tier on 8 A100-80GB (7b, 16b, 32b), or a file."
+    ),
 ]
 Shards = Annotated[int | None, typer.Option("--expert-parallel", help="Shards of each replica's experts.")]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")]
@@ -290,6 +294,7 @@ app.add_typer(keys.app, name="key")
 app.add_typer(modelling.app, name="model")
 app.add_typer(planner.app, name="plan")
 app.add_typer(rolling.app, name="rollout")
+app.add_typer(tuning.app, name="tune")
 app.command(epilog=alarming.EXAMPLES)(alarming.alarms)
 app.command(epilog=calibrating.EXAMPLES)(calibrating.calibrate)
 app.command("metrics", epilog=metrics.EXAMPLES)(metrics.reference)

@@ -55,6 +55,8 @@ def core_environment(spec: EngineSpec) -> dict[str, str]:
         OF_A_REPLICA: "1",
         EXPERT_PLAN: spec.expert_plan or "",
     }
+    if spec.tuned_kernels is not None:
+        env["VLLM_TUNED_CONFIG_FOLDER"] = spec.tuned_kernels
     if spec.device == "cpu":
         env["TORCHDYNAMO_DISABLE"] = "1"  # the first request with logprobs would compile C++ for 20 s
         env["OMP_NUM_THREADS"] = "1"  # one thread a shard: small models lose more by waking threads than they gain

@@ -19,5 +19,6 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float  # what a stopping replica's requests have to end in
     hang_timeout_s: float = 30.0  # without the end of a step, while there are requests, the core counts as hung
     expert_plan: str | None = None  # file of an `experts.plan` to place experts by; None: as vLLM does
+    tuned_kernels: str | None = None  # folder of fused-MoE configurations, as vLLM's VLLM_TUNED_CONFIG_FOLDER
     own_cpu: int | None = None  # the CPU that the engine's threads keep to, as in os.sched_setaffinity
     core: str = "replicas.vllm_core:VllmCore"  # the `core.EngineCore` to build with this spec, as module:class

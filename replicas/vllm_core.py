@@ -71,6 +71,20 @@ def greedy_request(request_id: str, prompt_token_ids: Sequence[int], output_toke
     return [bytes(buffer) for buffer in MsgpackEncoder().encode(_request(request_id, prompt_token_ids, params))]
 
 
+def made_tokens(frame: Sequence[Buffer]) -> list[tuple[str, int]]:
+    """What a step's frame holds, for whoever drives a core directly: request ids, and how many tokens each got."""
+    outputs = _frames().decode(frame).outputs
+    return [(output.request_id, len(output.new_token_ids)) for output in outputs]
+
+
+@functools.cache
+def _frames() -> Any:
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.serial_utils import MsgpackDecoder
+
+    return MsgpackDecoder(EngineCoreOutputs)
+
+
 def _request(request_id: str, prompt_token_ids: Sequence[int], params: Any) -> Any:
     from vllm.v1.engine import EngineCoreRequest
 
@@ -347,6 +361,17 @@ class VllmCore:
     def count_routed_tokens(self, on: bool) -> None:
         """For benches: replicas count from the start, and go on."""
         self._core.collective_rpc(count_routed_tokens if on else stop_counting_routed_tokens)
+
+    def limit(self, batched_tokens: int, seqs: int, prompt_chunk: int) -> None:
+        """For benches: other limits of a step, while nothing runs. ValueError: above those that it was loaded with.
+
+        `prompt_chunk`: tokens of one prompt in a step beside other requests; 0: as many as fit.
+        """
+        if batched_tokens > self.capacity.max_num_batched_tokens or seqs > self.capacity.max_num_seqs:
+            raise ValueError(f"{batched_tokens} tokens or {seqs} sequences are more than the engine was loaded with")
+        scheduler = self._core.scheduler
+        scheduler.max_num_scheduled_tokens, scheduler.max_num_active_reqs = batched_tokens, seqs
+        scheduler.scheduler_config.long_prefill_token_threshold = prompt_chunk
 
     # -- other weights ------------------------------------------------------------------------------------------------
 

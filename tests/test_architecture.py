@@ -15,8 +15,8 @@ import replicas
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (cluster, experts, ops, replicas)
-# An upgrade of vLLM touches these. The last three judge the embedded model through vLLM's public `LLM` class, compare
-# our placements with its own, and measure that class itself.
+# An upgrade of vLLM touches these. The last four judge the embedded model through vLLM's public `LLM` class, compare
+# our placements with its own, measure that class itself, and time its fused-MoE layer.
 KNOW_VLLM = {
     "experts/vllm_plugin.py",
     "replicas/vllm_core.py",
@@ -25,6 +25,7 @@ KNOW_VLLM = {
     "experts/tiny_r1/evaluate.py",
     "ops/bench/balance.py",
     "ops/bench/gpu/raw_engine.py",
+    "ops/tune/kernel_timing.py",
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

@@ -300,7 +300,10 @@ def test_a_profile_lies_under_all_that_is_given(yaml):
 def test_no_profile_is_the_default_and_another_name_is_refused():
     assert settings().model.profile is None and settings().model.embedded
     (problem,) = problems(env={"MORAY_MODEL__PROFILE": "33b"})
-    assert problem == "model.profile (MORAY_MODEL__PROFILE): there is no profile '33b'; there are 7b, 16b, 32b"
+    assert (
+        problem
+        == "model.profile (MORAY_MODEL__PROFILE): there is no profile '33b'; there are 7b, 16b, 32b, and FILE.yaml"
+    )
 
 
 def test_what_this_machine_lacks_is_told_and_refused_only_to_run():

@@ -30,7 +30,8 @@ class Notes:
         """`limit_s`: seconds from now that the whole run has."""
         out.mkdir(parents=True, exist_ok=True)
         logs.mkdir(parents=True, exist_ok=True)
-        self._file, self._packed, self.logs = out / "results.jsonl", out / "logs.tar.gz", logs
+        self.out, self.logs = out, logs
+        self._file, self._packed = out / "results.jsonl", out / "logs.tar.gz"
         self._began, self._ends = time.monotonic(), time.monotonic() + limit_s
         self._report = report
         self._step = ""

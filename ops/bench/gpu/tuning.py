@@ -1,0 +1,109 @@
+"""What tuning gains on the GPU at hand, and how near its steps come to the roofline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from cluster.app import engine_spec
+from cluster.config import load
+from experts.model_spec import from_config
+from ops.bench.direct_engine import BenchFailed
+from ops.bench.gpu.raw_engine import RawEngine
+from ops.bench.gpu.raw_steps import decode, prefills
+from ops.bench.gpu.record import Notes, Step, lines
+from ops.bench.gpu.roofline import gpu_named, rooflines
+from ops.bench.gpu.runs import GpuRun
+from ops.bench.gpu.sides import Bench
+from ops.bench.gpu.watching import machine
+from ops.tune import space
+from ops.tune.attainment import Slo
+from ops.tune.engine import Work
+from ops.tune.state import State
+from ops.tune.tuning import Goal, search
+
+SLO = Slo(ttft_s=1.0, tpot_s=0.05)
+# What `vllm serve` takes on a GPU of 70 GB or more (vLLM 0.32, engine/arg_utils.py): the default to be better than. An
+# engine that is not told takes 2,048 and 128, which would be easier.
+SERVERS_OWN: Mapping[str, Any] = MappingProxyType({"max_num_batched_tokens": 8192, "max_num_seqs": 1024})
+BATCHES = (1, 64, 256, 512)
+_STOP_NEEDS_S = 10.0
+_TUNE_NEEDS_S = 150.0  # an engine of the 32B tier, loaded, and some trials
+_ROOFLINE_NEEDS_S = 150.0
+
+
+def tune(run: GpuRun) -> list[Step]:
+    """A run that is cut off leaves `tune.jsonl` beside its results; one over the same folder goes on from it."""
+
+    def tuned(notes: Notes) -> None:
+        bench = run.bench(notes, **(SERVERS_OWN if run.scale.name == "full" else {}))
+        bench.wait_until_free()
+        work = run.scale.work(1, 512, 128)
+        vocabulary = json.loads((bench.engine.directory / "config.json").read_text())["vocab_size"]
+        trial_s, warm_s = (8.0, 3.0) if run.scale.name == "full" else (1.0, 0.3)
+        goal = Goal(Work(work.prompt, work.output, vocabulary), SLO, trial_s, warm_s)
+        settings = bench.engine.settings({"engine.own_cpu": "false"})
+        spec = engine_spec(load(None, {}, settings).settings)
+        file = notes.out / "tune.jsonl"
+        known = State(file, _searched(run, goal, bench))
+        before = len(known.trials) + len(known.checks)
+        limit_s = notes.left_s - _STOP_NEEDS_S
+        outcome = search(spec, goal, known, limit_s, lambda text: notes.add(what="note", text=text))
+        rows = list(lines(file))
+        for row in rows[len(rows) - (outcome.trials - before) :]:
+            notes.add(what="trial", **row)
+        notes.add(
+            what="tuned",
+            slo=SLO._asdict(),
+            prompt=work.prompt,
+            output=work.output,
+            default_req_s=round(outcome.found.first_capacity, 2),
+            tuned_req_s=round(outcome.goodput, 2),
+            ratio=round(outcome.ratio, 3),
+            confirmed=bool(outcome.checked),
+            finished=outcome.finished,
+            trials=outcome.trials,
+            default=space.settings(outcome.found.first, spec.engine_args),
+            settings=space.settings(outcome.setting, spec.engine_args),
+        )
+        if not outcome.finished:
+            raise BenchFailed("the search was cut off: the same run over the same folder goes on with it")
+
+    def roofline(notes: Notes) -> None:
+        bench = run.bench(notes)
+        bench.wait_until_free()
+        with RawEngine(bench.engine.llm(), notes.log("raw")) as raw:
+            raw.run(bench.ask(run.scale.work(256, 256, 8), 1))
+            for batch in BATCHES:
+                decode(bench, raw, batch, 512, "roofline")
+            prefills(bench, raw)
+        gpu = gpu_named(machine()["gpu"])
+        if gpu is None:
+            notes.add(what="note", text="no roofline: the bandwidth and FLOP/s of this machine are not known here")
+            return
+        spec = from_config(json.loads((bench.engine.directory / "config.json").read_text()), "32b")
+        measured = [row for row in lines(notes.out / "results.jsonl") if row["step"] == "roofline"]
+        for row in rooflines(measured, spec, gpu):
+            notes.add(what="roofline", gpu=gpu.name, **row)
+
+    return [Step("tune", _TUNE_NEEDS_S, tuned), Step("roofline", _ROOFLINE_NEEDS_S, roofline)]
+
+
+def _searched(run: GpuRun, goal: Goal, bench: Bench) -> dict[str, Any]:
+    """What has to be the same for trials of two runs to compare."""
+    told = {name: value for name, value in machine().items() if name != "gpu_error"}
+    return {"scale": run.scale.name, "args": dict(bench.engine.args), "slo": goal.slo._asdict(), "machine": told}
+
+
+def tuned_goodput_ratio(rows: Any) -> dict[str, Any]:
+    """For `figures`: of the last search that was written down, and what it has to say for itself."""
+    last = next((row for row in reversed(list(rows)) if row["what"] == "tuned"), None)
+    if last is None:
+        return {}
+    return {
+        "tuned_goodput_ratio": last["ratio"],
+        "tuned_goodput": {"of": [last["tuned_req_s"], last["default_req_s"]]}
+        | {name: last[name] for name in ("confirmed", "finished", "trials", "settings", "default", "slo")},
+    }
