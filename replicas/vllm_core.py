@@ -202,12 +202,14 @@ class VllmCore:
 
     def __init__(self, spec: EngineSpec) -> None:
         args = engine_args(spec)
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine import EngineCoreRequest
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.executor import Executor
         from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-        config = args.create_engine_config()
+        # Its limits of a step depend on what an engine is for: without this an H200 would get 2,048 tokens, not 8,192.
+        config = args.create_engine_config(UsageContext.OPENAI_API_SERVER)
         if spec.device == "cpu" and spec.shards > 1:
             fork_workers()  # after create_engine_config, which on a CPU sets vLLM's start method back to spawn
         # log_stats=False: what it computes each step, the load reports give when they are due.

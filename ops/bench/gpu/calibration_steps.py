@@ -49,14 +49,19 @@ def prefill(bench: Bench, raw: RawEngine) -> None:
     One prompt is one step. Many would be more, by how fast the engine gets them.
     """
     limits = bench.scale.args
-    for chunk in CHUNKS:
-        if chunk <= limits["max_num_batched_tokens"]:
-            _prefill(bench, raw, [], chunk)
+    whole_prompts(bench, raw, CHUNKS)
     for cached, chunk in CACHED:
         if cached + chunk < limits["max_model_len"] and chunk <= limits["max_num_batched_tokens"]:
             prefix = bench.prompts.token_ids(at_once(1, cached, 1), 10)[0]
             raw.run(Ask([prefix], [1]))
             _prefill(bench, raw, prefix, chunk)
+
+
+def whole_prompts(bench: Bench, raw: RawEngine, lengths: Sequence[int]) -> None:
+    """Those of them that fit one step."""
+    for length in lengths:
+        if length <= bench.scale.args["max_num_batched_tokens"]:
+            _prefill(bench, raw, [], length)
 
 
 def _prefill(bench: Bench, raw: RawEngine, prefix: list[int], chunk: int) -> None:

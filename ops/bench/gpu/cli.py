@@ -14,7 +14,7 @@ from ops.errors import UserError
 
 
 def gpu(
-    phase: Annotated[str, typer.Argument(help="Which part: compare (the three sides), headline or calibration.")],
+    phase: Annotated[str, typer.Argument(help="Which part: compare (the three sides), headline, calibration, tune.")],
     out: Annotated[Path, typer.Option(help="Folder of what is found: results.jsonl, logs.tar.gz.", metavar="DIR")],
     limit_s: Annotated[float, typer.Option(min=10, help="Seconds for all: steps that no longer fit are left.")] = 540,
     scale: Annotated[str, typer.Option(help="full, or tiny: the same run on a CPU, to try it.")] = "full",

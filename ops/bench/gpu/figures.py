@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.bench.gpu.record import lines
+from ops.bench.gpu.tuning import tuned_goodput_ratio
 
 Row = Mapping[str, Any]
 _RATIOS = ("http_ratio_512x512x128", "http_ratio_1024x256x128")
@@ -34,7 +35,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
             found["second_start_s"] = row["load_s"]  # the raw engine before it has compiled
     told = [{key: value for key, value in row.items() if key not in ("error", "trace")} for row in rows]
     # A failure's own words are in the logs, with that machine's paths.
-    return found | _headline(rows, beside) | {"rows": told}
+    return found | _headline(rows, beside) | tuned_goodput_ratio(rows) | {"rows": told}
 
 
 def _beside(rows: Sequence[Row]) -> Sequence[Row]:

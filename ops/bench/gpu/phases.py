@@ -15,6 +15,7 @@ from ops.bench.gpu.raw_steps import contexts, decode_steps
 from ops.bench.gpu.record import Notes, Step
 from ops.bench.gpu.runs import GpuRun
 from ops.bench.gpu.sides import Bench, moray_side, raw_side, stock_side
+from ops.bench.gpu.tuning import tune
 
 TURNS = 3
 _STOP_NEEDS_S = 20.0  # a session's end
@@ -73,4 +74,5 @@ PHASES: dict[str, Callable[[GpuRun], list[Step]]] = {
     "compare": compare,
     "headline": headline,
     "calibration": calibration,
+    "tune": tune,
 }

@@ -59,7 +59,7 @@ def reached(demand: Demand, gpu: Gpu, seconds: float) -> dict[str, Any]:
 
 
 def rooflines(rows: Iterable[Mapping[str, Any]], spec: ModelSpec, gpu: Gpu) -> list[dict[str, Any]]:
-    """Of the rows that `raw_steps` writes, those of a decoding and of a prefilling step."""
+    """Of the rows that the GPU bench writes, those of a step that only decodes, and of one of whole prompts alone."""
     found = []
     for row in rows:
         if row["what"] == "decode":

@@ -11,8 +11,9 @@ from cluster.app import engine_spec
 from cluster.config import load
 from experts.model_spec import from_config
 from ops.bench.direct_engine import BenchFailed
+from ops.bench.gpu.calibration_steps import whole_prompts
 from ops.bench.gpu.raw_engine import RawEngine
-from ops.bench.gpu.raw_steps import decode, prefills
+from ops.bench.gpu.raw_steps import decode
 from ops.bench.gpu.record import Notes, Step, lines
 from ops.bench.gpu.roofline import gpu_named, rooflines
 from ops.bench.gpu.runs import GpuRun
@@ -25,10 +26,11 @@ from ops.tune.state import State
 from ops.tune.tuning import Goal, search
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.05)
-# What `vllm serve` takes on a GPU of 70 GB or more (vLLM 0.32, engine/arg_utils.py): the default to be better than. An
-# engine that is not told takes 2,048 and 128, which would be easier.
+# What vLLM's server takes on an H100 or H200, and Moray with it (vLLM 0.32, engine/arg_utils.py): the default to be
+# better than.
 SERVERS_OWN: Mapping[str, Any] = MappingProxyType({"max_num_batched_tokens": 8192, "max_num_seqs": 1024})
 BATCHES = (1, 64, 256, 512)
+PROMPTS = (1_024, 4_096, 16_384)
 _STOP_NEEDS_S = 10.0
 _TUNE_NEEDS_S = 150.0  # an engine of the 32B tier, loaded, and some trials
 _ROOFLINE_NEEDS_S = 150.0
@@ -78,7 +80,7 @@ def tune(run: GpuRun) -> list[Step]:
             raw.run(bench.ask(run.scale.work(256, 256, 8), 1))
             for batch in BATCHES:
                 decode(bench, raw, batch, 512, "roofline")
-            prefills(bench, raw)
+            whole_prompts(bench, raw, PROMPTS)
         gpu = gpu_named(machine()["gpu"])
         if gpu is None:
             notes.add(what="note", text="no roofline: the bandwidth and FLOP/s of this machine are not known here")
