@@ -33,6 +33,7 @@ from replicas.core_host import (
     host_core,
 )
 from replicas.engine_spec import EngineSpec
+from replicas.importing import no_collections
 from replicas.messages import Probe
 from replicas.spare_core import PARENT, AdoptedProcess, adopt
 
@@ -57,6 +58,10 @@ def core_environment(spec: EngineSpec) -> dict[str, str]:
         OF_A_REPLICA: "1",
         EXPERT_PLAN: spec.expert_plan or "",
     }
+    if spec.device == "cuda":
+        # What vLLM has measured of a GPU's memory is kept beside its compiled kernels, and taken if the settings are
+        # the same and at least as much is free (vllm/v1/worker/startup_plan.py): 5 s of a start.
+        env["VLLM_ENABLE_STARTUP_PLAN"] = os.environ.get("VLLM_ENABLE_STARTUP_PLAN", "1")
     if spec.device == "cpu":
         env["TORCHDYNAMO_DISABLE"] = "1"  # the first request with logprobs would compile C++ for 20 s
         env["OMP_NUM_THREADS"] = "1"  # one thread a shard: small models lose more by waking threads than they gain
@@ -229,18 +234,20 @@ _TODO = {Reload: "load other weights", RunProbes: "answer the golden prompts"}
 
 
 def build_core(spec: EngineSpec) -> EngineCore:
-    """Builds the engine core, in the thread that will run it: the first import of vLLM in this process."""
+    """Builds the engine core, in the thread that will run it; imports vLLM, unless `preload` has."""
     if spec.own_cpu is not None:
         os.sched_setaffinity(0, {spec.own_cpu})  # this thread, and those that it starts
+    preload(spec)
     core: EngineCore = pkgutil.resolve_name(spec.core)(spec)
     return core
 
 
 def preload(spec: EngineSpec) -> None:
     """Imports what `build_core` needs, as far as the core's module knows that beforehand: its `preload(spec)`."""
-    module = importlib.import_module(spec.core.partition(":")[0])
-    if hasattr(module, "preload"):
-        module.preload(spec)
+    with no_collections():
+        module = importlib.import_module(spec.core.partition(":")[0])
+        if hasattr(module, "preload"):
+            module.preload(spec)
 
 
 def _spawn(spec: EngineSpec, listen: str) -> "tuple[Pipe, subprocess.Popen[bytes]]":

@@ -39,7 +39,7 @@ class Adoption(NamedTuple):
     spec: EngineSpec
     listen: str
     imported_in: Mapping[str, str]  # `core_environment(spec)`: what must have been there before torch was imported
-    environment: Mapping[str, str]  # the whole of it
+    environment: Mapping[str, str]  # the whole of it, that included
     directory: str  # the working one
 
 
@@ -112,7 +112,7 @@ def adopt(spec: EngineSpec, listen: str, imported_in: Mapping[str, str]) -> tupl
         with other_end:
             socket.send_fds(door, [b"\0"], [1, 2, other_end.fileno()])
         pipe = undo.enter_context(Pipe(door.detach()))
-        pipe.send(Adoption(spec, listen, imported_in, dict(os.environ), str(Path.cwd())))
+        pipe.send(Adoption(spec, listen, imported_in, os.environ | imported_in, str(Path.cwd())))
         if not pipe.poll(spec.start_timeout_s):
             return None
         adopted = AdoptedProcess(pipe.recv(), leash)

@@ -272,6 +272,7 @@ async def test_a_spare_core_takes_the_replicas_environment_outputs_and_spec(spar
     assert started.ready.capacity.max_num_seqs == 7
     said = json.loads(capfd.readouterr().out)
     assert said["CUDA_VISIBLE_DEVICES"] == "3" and "PYTHONPATH" not in said
+    assert said | core_environment(spec("process")) == said
 
 
 async def test_a_spare_core_that_imported_in_another_environment_is_not_adopted(spares, start):
@@ -280,7 +281,7 @@ async def test_a_spare_core_that_imported_in_another_environment_is_not_adopted(
     host, ready = await EngineHost.start(other, "127.0.0.1")
     try:
         assert ready.pid != waiting[0].pid
-        assert waiting[0].wait(5) == 0
+        assert waiting[0].wait(5) in (0, -signal.SIGKILL)  # of itself, or of its end of the replica
     finally:
         host.kill()
 
@@ -334,6 +335,13 @@ def test_workers_are_told_to_count_experts_and_of_a_plan():
     assert environment()[OF_A_REPLICA] == "1"
     assert environment(expert_plan="/plan.json")[EXPERT_PLAN] == "/plan.json"
     assert environment()[EXPERT_PLAN] == "", "whatever this process itself was told"
+
+
+def test_a_gpus_memory_is_measured_once(monkeypatch):
+    assert environment(device="cuda")["VLLM_ENABLE_STARTUP_PLAN"] == "1"
+    assert "VLLM_ENABLE_STARTUP_PLAN" not in environment(device="cpu")
+    monkeypatch.setenv("VLLM_ENABLE_STARTUP_PLAN", "0")
+    assert environment(device="cuda")["VLLM_ENABLE_STARTUP_PLAN"] == "0", "somebody chose"
 
 
 def test_each_shard_of_a_cpu_core_gets_cpus_of_its_own(monkeypatch):
