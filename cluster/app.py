@@ -279,16 +279,21 @@ def run(settings: Settings, report: Report) -> Serving:
     try:
         report("serve", "starting Ray Serve")
         built = _beside(partial(application, settings))  # the router needs no Serve
-        serve.start(
-            proxy_location="HeadOnly" if own_ray else "EveryNode",
-            http_options={
-                "host": settings.gateway.host,
-                "port": settings.gateway.port,
-                "request_timeout_s": settings.gateway.request_timeout_s,
-            },
-            logging_config={"log_level": settings.log.level, "enable_access_log": False},
+        proxies = _beside(
+            partial(
+                serve.start,
+                proxy_location="HeadOnly" if own_ray else "EveryNode",
+                http_options={
+                    "host": settings.gateway.host,
+                    "port": settings.gateway.port,
+                    "request_timeout_s": settings.gateway.request_timeout_s,
+                },
+                logging_config={"log_level": settings.log.level, "enable_access_log": False},
+            )
         )
+        _await_serve(proxies)
         _deploy(settings, built, report)
+        proxies.result()
     except BaseException:
         ray.shutdown()
         raise
@@ -304,6 +309,19 @@ def _start_spares(settings: Settings) -> "list[subprocess.Popen[bytes]]":
 
     spec = engine_spec(settings)
     return start_spares(spec, settings.replicas.count, core_environment(spec)) if spec.host == "process" else []
+
+
+def _await_serve(started: "Future[None]") -> None:
+    """Until an application can be deployed, which is some seconds before Serve's proxies listen."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    while not wait([started], timeout=0.05).done:
+        with contextlib.suppress(ValueError):  # it is not there yet
+            controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            ray.get(controller.check_alive.remote())
+            return
+    started.result()
 
 
 def _beside(work: Callable[[], T]) -> "Future[T]":
