@@ -268,9 +268,11 @@ def run(settings: Settings, report: Report) -> Serving:
     spares = _start_spares(settings) if own_ray else []
     import ray
     from ray import serve
+    from ray._private import auto_init_hook
     from ray.serve._private import client
 
     client.CLIENT_POLLING_INTERVAL_S = 0.2  # Ray's 1 s is how late it sees that all is ready, or gone
+    auto_init_hook.enable_auto_connect = False  # who asks for Ray when the session ends would start another one
     for name in ("ray", "ray.serve"):  # our progress says it in fewer words
         logging.getLogger(name).setLevel(logging.ERROR)
     report("ray", "starting a local Ray" if own_ray else f"joining Ray at {settings.ray.address}")

@@ -387,7 +387,7 @@ def _tell_memory_plans_apart(plans: Any) -> None:
     fingerprint = plans.compute_plan_fingerprint
     if hasattr(fingerprint, _PATCHED):
         return
-    told: dict[tuple[int, int], str] = {}
+    told: dict[tuple[int, int], tuple[str, Any]] = {}  # with the configuration: no other one shall get its number
 
     def of_all_settings(config: Any, rank: int, world_size: int) -> str:
         asked = id(config), rank
@@ -402,8 +402,8 @@ def _tell_memory_plans_apart(plans: Any) -> None:
                 os.environ.get(OF_A_REPLICA),  # what counts tokens takes memory too
             )
             whole = repr((fingerprint(config, rank, world_size), more))
-            told[asked] = hashlib.sha256(whole.encode()).hexdigest()[:16]
-        return told[asked]
+            told[asked] = hashlib.sha256(whole.encode()).hexdigest()[:16], config
+        return told[asked][0]
 
     setattr(of_all_settings, _PATCHED, True)
     plans.compute_plan_fingerprint = of_all_settings
