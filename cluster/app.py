@@ -367,14 +367,15 @@ def _deploy(settings: Settings, built: "Future[Application]", report: Report) ->
     report("model", f"loading {settings.model.served_name}")
     deployed = _beside(deploy)
     told = ""
-    while not wait([deployed], timeout=0.2).done:
-        if cause := _failure():
+    while not wait([deployed], timeout=0.3).done:
+        deployments = _deployments()
+        if cause := _failure(deployments):
             raise StartFailed(cause)
-        state = _progress()
+        state = _progress(deployments)
         if state and state != told:
             report("model", told := state)
     if error := deployed.exception():
-        raise StartFailed(_failure() or str(error)) from error
+        raise StartFailed(_failure(_deployments()) or str(error)) from error
 
 
 def _deployments() -> Mapping[str, Any]:
@@ -384,18 +385,18 @@ def _deployments() -> Mapping[str, Any]:
     return application.deployments if application else {}
 
 
-def _progress() -> str:
+def _progress(deployments: Mapping[str, Any]) -> str:
     states = []
-    for name, deployment in sorted(_deployments().items()):
+    for name, deployment in sorted(deployments.items()):
         ready = deployment.replica_states.get("RUNNING", 0)
         total = sum(deployment.replica_states.values())
         states.append(f"{name.lower()} {ready}/{total}")
     return ", ".join(states)
 
 
-def _failure() -> str:
+def _failure(deployments: Mapping[str, Any]) -> str:
     """The cause of a failed start in one line."""
-    for name, deployment in _deployments().items():
+    for name, deployment in deployments.items():
         if cause := cause_of(deployment.message or ""):
             return f"{name} did not start: {cause}"
     return ""
