@@ -143,12 +143,18 @@ def wait_to_be_adopted(door_fd: int, preload: Callable[[], None]) -> tuple[Pipe,
         adoption = pipe.recv()
         if any(os.environ.get(name) != value for name, value in adoption.imported_in.items()):
             return None
-        os.environ.clear()
-        os.environ.update(adoption.environment)
+        _become(adoption.environment)
         os.chdir(adoption.directory)
         pipe.send(os.getpid())
         return pipe, adoption
     return None
+
+
+def _become(environment: Mapping[str, str]) -> None:
+    """Changes only what differs: setproctitle, by which vLLM names its workers, looks for what the kernel has put."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
 
 
 def _is_ours(peer: socket.socket) -> bool:
