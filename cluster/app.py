@@ -7,12 +7,15 @@ import contextlib
 import logging
 import os
 import socket
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -35,6 +38,7 @@ _HAPROXY_PORTS = (
 )
 
 Report = Callable[[str, str], None]  # (stage, detail)
+T = TypeVar("T")
 
 
 class StartFailed(Exception):
@@ -238,6 +242,7 @@ class Serving:
     dashboard_url: str | None
     engine_cpu: int | None  # which nothing else shall run on
     _own_ray: bool
+    _spares: "list[subprocess.Popen[bytes]]"  # kept, as `start_spares` asks
 
     def shutdown(self) -> None:
         """Stops the application, and the Ray cluster if it is ours."""
@@ -255,12 +260,20 @@ class Serving:
 
 
 def run(settings: Settings, report: Report) -> Serving:
-    """Starts the application and returns when the first replica is ready. Raises StartFailed."""
+    """Starts the application and returns when the first replica is ready. Raises StartFailed.
+
+    To be called in a thread that lives as long as the session: engine cores end with it.
+    """
     own_ray = settings.ray.address is None
     os.environ.update(serve_environment(settings))
+    spares = _start_spares(settings) if own_ray else []
     import ray
     from ray import serve
+    from ray._private import auto_init_hook
+    from ray.serve._private import client
 
+    client.CLIENT_POLLING_INTERVAL_S = 0.2  # Ray's 1 s is how late it sees that all is ready, or gone
+    auto_init_hook.enable_auto_connect = False  # who asks for Ray when the session ends would start another one
     for name in ("ray", "ray.serve"):  # our progress says it in fewer words
         logging.getLogger(name).setLevel(logging.ERROR)
     report("ray", "starting a local Ray" if own_ray else f"joining Ray at {settings.ray.address}")
@@ -268,22 +281,64 @@ def run(settings: Settings, report: Report) -> Serving:
     dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
     try:
         report("serve", "starting Ray Serve")
-        serve.start(
-            proxy_location="HeadOnly" if own_ray else "EveryNode",
-            http_options={
-                "host": settings.gateway.host,
-                "port": settings.gateway.port,
-                "request_timeout_s": settings.gateway.request_timeout_s,
-            },
-            logging_config={"log_level": settings.log.level, "enable_access_log": False},
+        built = _beside(partial(application, settings))  # the router needs no Serve
+        proxies = _beside(
+            partial(
+                serve.start,
+                proxy_location="HeadOnly" if own_ray else "EveryNode",
+                http_options={
+                    "host": settings.gateway.host,
+                    "port": settings.gateway.port,
+                    "request_timeout_s": settings.gateway.request_timeout_s,
+                },
+                logging_config={"log_level": settings.log.level, "enable_access_log": False},
+            )
         )
-        _deploy(settings, report)
+        _await_serve(proxies)
+        _deploy(settings, built, report)
+        proxies.result()
     except BaseException:
         ray.shutdown()
         raise
     host = "127.0.0.1" if settings.gateway.host in ("0.0.0.0", "::") else settings.gateway.host
     url = f"http://{host}:{settings.gateway.port}"
-    return Serving(url, dashboard, engine_spec(settings).own_cpu, own_ray)
+    return Serving(url, dashboard, engine_spec(settings).own_cpu, own_ray, spares)
+
+
+def _start_spares(settings: Settings) -> "list[subprocess.Popen[bytes]]":
+    """vLLM's import takes longer than Ray's start, and needs nothing of it."""
+    from replicas.engine_host import core_environment
+    from replicas.spare_core import start_spares
+
+    spec = engine_spec(settings)
+    return start_spares(spec, settings.replicas.count, core_environment(spec)) if spec.host == "process" else []
+
+
+def _await_serve(started: "Future[None]") -> None:
+    """Until an application can be deployed, which is some seconds before Serve's proxies listen."""
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    while not wait([started], timeout=0.05).done:
+        with contextlib.suppress(ValueError):  # it is not there yet
+            controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            ray.get(controller.check_alive.remote())
+            return
+    started.result()
+
+
+def _beside(work: Callable[[], T]) -> "Future[T]":
+    """Does it in another thread, which an interrupted start does not wait for."""
+    future: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    return future
 
 
 def _init_ray(settings: Settings) -> Any:
@@ -302,33 +357,26 @@ def _init_ray(settings: Settings) -> Any:
     )
 
 
-def _deploy(settings: Settings, report: Report) -> None:
+def _deploy(settings: Settings, built: "Future[Application]", report: Report) -> None:
     """Deploys and waits, telling what Serve is doing; raises StartFailed with the first cause that Serve names."""
     from ray import serve
 
-    outcome: list[BaseException | None] = []
-
     def deploy() -> None:
-        try:
-            by_hand = not settings.autoscaling.on  # for rollouts that add replicas; where it is on, its policy does
-            serve.run(application(settings), name=APPLICATION, route_prefix="/", external_scaler_enabled=by_hand)
-            outcome.append(None)
-        except BaseException as error:
-            outcome.append(error)
+        by_hand = not settings.autoscaling.on  # for rollouts that add replicas; where it is on, its policy does
+        serve.run(built.result(), name=APPLICATION, route_prefix="/", external_scaler_enabled=by_hand)
 
     report("model", f"loading {settings.model.served_name}")
-    thread = threading.Thread(target=deploy, daemon=True)
-    thread.start()
+    deployed = _beside(deploy)
     told = ""
-    while thread.is_alive():
-        thread.join(timeout=0.2)
-        if cause := _failure():
+    while not wait([deployed], timeout=0.3).done:
+        deployments = _deployments()
+        if cause := _failure(deployments):
             raise StartFailed(cause)
-        state = _progress()
+        state = _progress(deployments)
         if state and state != told:
             report("model", told := state)
-    if outcome[0] is not None:
-        raise StartFailed(_failure() or str(outcome[0])) from outcome[0]
+    if error := deployed.exception():
+        raise StartFailed(_failure(_deployments()) or str(error)) from error
 
 
 def _deployments() -> Mapping[str, Any]:
@@ -338,18 +386,18 @@ def _deployments() -> Mapping[str, Any]:
     return application.deployments if application else {}
 
 
-def _progress() -> str:
+def _progress(deployments: Mapping[str, Any]) -> str:
     states = []
-    for name, deployment in sorted(_deployments().items()):
+    for name, deployment in sorted(deployments.items()):
         ready = deployment.replica_states.get("RUNNING", 0)
         total = sum(deployment.replica_states.values())
         states.append(f"{name.lower()} {ready}/{total}")
     return ", ".join(states)
 
 
-def _failure() -> str:
+def _failure(deployments: Mapping[str, Any]) -> str:
     """The cause of a failed start in one line."""
-    for name, deployment in _deployments().items():
+    for name, deployment in deployments.items():
         if cause := cause_of(deployment.message or ""):
             return f"{name} did not start: {cause}"
     return ""

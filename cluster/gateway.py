@@ -35,6 +35,7 @@ from cluster.tenants import KeyFile
 from cluster.thinking import without_rescans
 from cluster.vllm_metrics import show_cluster_as_engine
 from replicas.engine_spec import EngineSpec
+from replicas.importing import no_collections
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -93,17 +94,18 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink, wanted: Callable[[
     `wanted`: the deployment's user_config as JSON, "" without one.
     """
     keys = KeyFile(Path(spec.keys_file)) if spec.keys_file else None  # first: it fails in no time
-    import anyio._backends._asyncio  # noqa: F401  # else the first stream would, and stand still for it
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.app import build_app as vllm_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.envs import enable_envs_cache
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.executor import Executor
+    with no_collections():
+        import anyio._backends._asyncio  # noqa: F401  # else the first stream would, and stand still for it
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app as vllm_app
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+        from vllm.envs import enable_envs_cache
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.executor import Executor
 
-    from cluster.cluster_core import ClusterCore
-    from replicas.vllm_core import engine_args, prompt_blocks
+        from cluster.cluster_core import ClusterCore
+        from replicas.vllm_core import engine_args, prompt_blocks
 
     arguments = engine_args(spec.engine)
     config = arguments.create_engine_config()

@@ -2,7 +2,9 @@
 
 import ctypes
 import errno
+import fcntl
 import os
+import select
 import signal
 import time
 from contextlib import suppress
@@ -20,6 +22,19 @@ def die_with_parent(parent_pid: int) -> None:
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def die_with_peer(fd: int) -> None:
+    """Has the kernel kill this process when the other end of this socket is closed; exits at once if it is already.
+
+    As sure as `die_with_parent`, of a process that is not our parent: one that hangs or is stopped dies of it too.
+    `fd` is an end of a socket pair on which nothing is ever sent; it stays open from here on.
+    """
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([fd], [], [], 0)[0]:
         os._exit(1)
 
 

@@ -16,6 +16,7 @@ quantized CPU experts have `apply` methods of their own and are not patched.
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -61,6 +62,7 @@ _ROUTERS = "vllm.model_executor.layers.fused_moe.router.base_router"
 _CPU_EXPERTS = "vllm.model_executor.layers.fused_moe.experts.cpu_moe"
 _UNQUANTIZED = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method"
 _EPLB_STATE = "vllm.distributed.eplb.eplb_state"
+_STARTUP_PLAN = "vllm.v1.worker.startup_plan"
 _RELOAD = "vllm.model_executor.model_loader.reload.layerwise"
 _MOST_EXPERTS = 1 << 16  # of a layer
 _PATCHED = "_moray_patched"
@@ -367,10 +369,44 @@ def _patch_worker(module: ModuleType) -> None:
             _tell_kernels_of_copies(self.get_model(), plan)
         if of_a_replica:
             count_routed_tokens(self)
+            if self.device_config.device.type == "cuda":
+                _tell_memory_plans_apart(importlib.import_module(_STARTUP_PLAN))
         return result
 
     setattr(load_model_sharded, _PATCHED, True)
     module.Worker.load_model = load_model_sharded
+
+
+def _tell_memory_plans_apart(plans: Any) -> None:
+    """Has vLLM take a measured size of the KV cache only for the settings that it was measured with.
+
+    Its fingerprint is that of a compiled graph (vllm/v1/worker/startup_plan.py, 0.32.0): it lacks what decides on
+    memory and on no graph, gpu_memory_utilization before all, so that another one would be ignored from the second
+    start on. A worker asks twice, and its configuration changes in between: what it was told first holds.
+    """
+    fingerprint = plans.compute_plan_fingerprint
+    if hasattr(fingerprint, _PATCHED):
+        return
+    told: dict[tuple[int, int], tuple[str, Any]] = {}  # with the configuration: no other one shall get its number
+
+    def of_all_settings(config: Any, rank: int, world_size: int) -> str:
+        asked = id(config), rank
+        if asked not in told:
+            graphs = config.compilation_config
+            more = (
+                config.cache_config.gpu_memory_utilization,
+                config.model_config.enforce_eager,
+                config.scheduler_config.max_num_seqs,
+                str(graphs.cudagraph_mode),
+                graphs.cudagraph_capture_sizes,
+                os.environ.get(OF_A_REPLICA),  # what counts tokens takes memory too
+            )
+            whole = repr((fingerprint(config, rank, world_size), more))
+            told[asked] = hashlib.sha256(whole.encode()).hexdigest()[:16], config
+        return told[asked][0]
+
+    setattr(of_all_settings, _PATCHED, True)
+    plans.compute_plan_fingerprint = of_all_settings
 
 
 def _plan() -> "Placement | None":

@@ -41,13 +41,17 @@ class Stages:
             else:
                 self._stages.append((stage, detail, now))
         if not self._live:
-            line = f"{stage}: {detail}" if detail else stage
-            self._console.print(f"[{now - self._begin:6.1f} s] {line}", markup=False, highlight=False, soft_wrap=True)
+            self._print(now, f"{stage}: {detail}" if detail else stage)
+
+    def _print(self, now: float, line: str) -> None:
+        self._console.print(f"[{now - self._begin:6.1f} s] {line}", markup=False, highlight=False, soft_wrap=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._end, self._failed = time.monotonic(), kind is not None
         if self._live:
             self._live.stop()
+        elif not self._failed:
+            self._print(self._end, "done")
 
     def _render(self) -> RenderableType:
         now = self._end or time.monotonic()

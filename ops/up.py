@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cluster.config import Settings
+from ops.bytecode import keep_bytecode
 from ops.errors import UserError
 from ops.progress import Stages
 from ops.session import Record, Session, check_port, running, state_directory
@@ -74,6 +75,7 @@ def check_before_start(settings: Settings, dashboard_port_chosen: bool) -> None:
 def foreground(settings: Settings, config: Path | None, console: Console) -> None:
     """Run a session until a signal ends it. Raises StartError if it fails; leaves no process behind either way."""
     _on_signals(_stop)
+    keep_bytecode()
     try:
         with Session(settings.gateway.host, settings.gateway.port, config) as session:
             try:
@@ -158,15 +160,15 @@ def _follow(child: subprocess.Popen[bytes], log: Path, console: Console) -> Reco
     with log.open(errors="replace") as lines:
         while True:
             ended = child.poll() is not None
+            ready = next((r for r in running() if r.pid == child.pid and r.url), None)
             for line in lines:
                 if line.startswith("["):
                     console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
             if ended:
                 return None
-            ready = next((r for r in running() if r.pid == child.pid and r.url), None)
             if ready:
                 return ready
-            time.sleep(0.2)
+            time.sleep(0.1)
 
 
 def _wait(session: Session) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pkgutil
@@ -32,7 +33,9 @@ from replicas.core_host import (
     host_core,
 )
 from replicas.engine_spec import EngineSpec
+from replicas.importing import no_collections
 from replicas.messages import Probe
+from replicas.spare_core import PARENT, AdoptedProcess, adopt
 
 STOP_GRACE_S = 10.0  # seconds in which a core that was told to stop finishes its step and hangs up
 
@@ -57,6 +60,10 @@ def core_environment(spec: EngineSpec) -> dict[str, str]:
     }
     if spec.tuned_kernels is not None:
         env["VLLM_TUNED_CONFIG_FOLDER"] = spec.tuned_kernels
+    if spec.device == "cuda":
+        # What vLLM has measured of a GPU's memory is kept beside its compiled kernels, and taken if the settings are
+        # the same and at least as much is free (vllm/v1/worker/startup_plan.py): 5 s of a start.
+        env["VLLM_ENABLE_STARTUP_PLAN"] = os.environ.get("VLLM_ENABLE_STARTUP_PLAN", "1")
     if spec.device == "cpu":
         env["TORCHDYNAMO_DISABLE"] = "1"  # the first request with logprobs would compile C++ for 20 s
         env["OMP_NUM_THREADS"] = "1"  # one thread a shard: small models lose more by waking threads than they gain
@@ -70,7 +77,9 @@ def core_environment(spec: EngineSpec) -> dict[str, str]:
 class EngineHost:
     """A running core host, seen from its replica. Start with `await EngineHost.start(...)`."""
 
-    def __init__(self, spec: EngineSpec, pipe: Pipe, process: "subprocess.Popen[bytes] | None") -> None:
+    def __init__(
+        self, spec: EngineSpec, pipe: Pipe, process: "subprocess.Popen[bytes] | AdoptedProcess | None"
+    ) -> None:
         self._spec = spec
         self._pipe = pipe
         self._process = process
@@ -82,11 +91,11 @@ class EngineHost:
     @classmethod
     async def start(cls, spec: EngineSpec, listen: str) -> "tuple[EngineHost, Ready]":
         """Starts the core and waits until it is ready. EngineFailed if it cannot load within start_timeout_s."""
-        ours, theirs = multiprocessing.Pipe()
         if spec.host == "process":
-            host = cls(spec, ours, _spawn(spec, theirs, listen))
-            theirs.close()
+            spare = await asyncio.to_thread(adopt, spec, listen, core_environment(spec))
+            host = cls(spec, *(spare or _spawn(spec, listen)))
         else:
+            ours, theirs = multiprocessing.Pipe()
             host = cls(spec, ours, None)
             os.environ.update(core_environment(spec))
             host._thread = threading.Thread(
@@ -129,6 +138,8 @@ class EngineHost:
             return ""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(timeout=1)
+            if code is None:
+                return ""
             return f" by signal {signal.Signals(-code).name}" if code < 0 else f" with exit code {code}"
         return ""
 
@@ -225,19 +236,31 @@ _TODO = {Reload: "load other weights", RunProbes: "answer the golden prompts"}
 
 
 def build_core(spec: EngineSpec) -> EngineCore:
-    """Builds the engine core, in the thread that will run it: the first import of vLLM in this process."""
+    """Builds the engine core, in the thread that will run it; imports vLLM, unless `preload` has."""
     if spec.own_cpu is not None:
         os.sched_setaffinity(0, {spec.own_cpu})  # this thread, and those that it starts
+    preload(spec)
     core: EngineCore = pkgutil.resolve_name(spec.core)(spec)
     return core
 
 
-def _spawn(spec: EngineSpec, pipe: Pipe, listen: str) -> "subprocess.Popen[bytes]":
+def preload(spec: EngineSpec) -> None:
+    """Imports what `build_core` needs, as far as the core's module knows that beforehand: its `preload(spec)`."""
+    with no_collections():
+        module = importlib.import_module(spec.core.partition(":")[0])
+        if hasattr(module, "preload"):
+            module.preload(spec)
+
+
+def _spawn(spec: EngineSpec, listen: str) -> "tuple[Pipe, subprocess.Popen[bytes]]":
     """`replicas.core_process` in a session of its own: it and its workers can be ended, and share CPUs, together."""
-    fd = pipe.fileno()
-    return subprocess.Popen(
-        [sys.executable, "-m", "replicas.core_process", str(fd), listen, msgspec.json.encode(spec).decode()],
-        pass_fds=(fd,),
-        env=os.environ | core_environment(spec) | {"MORAY_REPLICA_PID": str(os.getpid())},
-        start_new_session=True,
-    )
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
+        fd = theirs.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "replicas.core_process", str(fd), msgspec.json.encode(spec).decode(), listen],
+            pass_fds=(fd,),
+            env=os.environ | core_environment(spec) | {PARENT: str(os.getpid())},
+            start_new_session=True,
+        )
+    return ours, process

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import os
 import tempfile
 import time
@@ -60,6 +61,18 @@ def engine_args(spec: EngineSpec) -> "AsyncEngineArgs":
                 f"engine.extra: vLLM has no engine argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
     return AsyncEngineArgs(**spec.engine_args)
+
+
+def preload(spec: EngineSpec) -> None:
+    """Imports what building a core takes longest for, in a process whose environment is the core's already.
+
+    On CUDA not the worker: nothing may touch a GPU before the process knows its own, nor before it forks workers. The
+    rest does not: vLLM's front end imports it and forks its engine.
+    """
+    importlib.import_module("vllm.engine.arg_utils")
+    importlib.import_module("vllm.v1.engine.core")
+    if spec.device == "cpu":
+        importlib.import_module("vllm.v1.worker.cpu_worker")
 
 
 def greedy_request(request_id: str, prompt_token_ids: Sequence[int], output_tokens: int) -> Sequence[Buffer]:

@@ -166,6 +166,28 @@ def goodput(
 
 
 @app.command()
+def start(
+    starts: Annotated[int, typer.Option(min=1, help="Sessions, one after the other.")] = 5,
+    chosen: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the sessions, as for `moray up`.", metavar="KEY=VALUE"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How long a session takes to start, by stages, and to end.
+
+    first_ready_s: the first start, which fills what is kept between starts. ready_s: the median of the others, from the
+    command to a session that answers; ready_s_range: their least and greatest. first_answer_ms: one token, right then.
+
+    Example: moray bench start --starts 3 --set engine.own_cpu=false --json
+    """
+    from ops.bench.start import measure
+
+    settings = dict(option.partition("=")[::2] for option in chosen or ())
+    _show("moray bench start", measure(starts, settings, reporter(as_json)), as_json)
+
+
+@app.command()
 def autoscale(
     days: Annotated[str | None, typer.Option(help="Some of conv, mixed, by commas.", metavar="NAMES")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Days of each shape.")] = 3,

@@ -218,3 +218,11 @@ def test_haproxys_ports_are_none_that_the_gateway_was_promised() -> None:
     ports = app._free_ports(50, taken=1)
     again = app._free_ports(50, taken=int(ports[0]))
     assert len(set(ports)) == 50 and ports[0] not in again
+
+
+def test_what_is_changed_in_ray_is_there() -> None:
+    from ray._private import auto_init_hook
+    from ray.serve._private import client
+
+    assert client.CLIENT_POLLING_INTERVAL_S == 1.0, "else nobody needs to change it"
+    assert auto_init_hook.enable_auto_connect

@@ -1,5 +1,6 @@
 """The plugin without vLLM: its arithmetic on torch alone, its hooks on a stand-in `vllm` and on plain processes."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,7 +225,7 @@ def fake_vllm(tmp_path: Path) -> Path:
     files = {
         "vllm/__init__.py": "__version__ = '0.99.1'",
         "vllm/v1/worker/gpu_worker.py": """
-            from types import SimpleNamespace
+            from types import ModuleType, SimpleNamespace
             class Worker:
                 device_config = SimpleNamespace(device=SimpleNamespace(type="cpu"))
                 def __init__(self, config): self.parallel_config = config
@@ -252,7 +253,7 @@ def fake_vllm(tmp_path: Path) -> Path:
 
 LOAD = """
     import sys
-    from types import SimpleNamespace
+    from types import ModuleType, SimpleNamespace
     from experts.vllm_plugin import register
     register(); register()
     from vllm.v1.worker.cpu_worker import CPUWorker
@@ -453,3 +454,39 @@ def test_forking_is_chosen_in_a_process_of_one_thread() -> None:
     """)
 
     assert (done.stdout, done.stderr) == ("fork\n", "")
+
+
+# -- what is kept of a GPU's memory -----------------------------------------------------------------------------------
+
+
+def memory_config(utilization: float = 0.9, **changes: object) -> SimpleNamespace:
+    sizes = changes.get("sizes", [1, 2])
+    return SimpleNamespace(
+        cache_config=SimpleNamespace(gpu_memory_utilization=utilization),
+        model_config=SimpleNamespace(enforce_eager=changes.get("eager", False)),
+        scheduler_config=SimpleNamespace(max_num_seqs=changes.get("max_num_seqs", 64)),
+        compilation_config=SimpleNamespace(cudagraph_mode="FULL", cudagraph_capture_sizes=sizes),
+    )
+
+
+def test_memory_is_not_taken_for_what_was_measured_with_other_settings() -> None:
+    """vLLM's own fingerprint, here the same of all, tells graphs apart and not what they leave of a GPU's memory."""
+    plans = ModuleType("startup_plan")
+    plans.compute_plan_fingerprint = lambda config, rank, world_size: f"{rank} of {world_size}"
+    for _ in range(2):  # patched once, however often a worker loads
+        vllm_plugin._tell_memory_plans_apart(plans)
+    told = plans.compute_plan_fingerprint
+    asked = memory_config()
+    first = told(asked, 0, 1)
+    assert told(memory_config(), 0, 1) == first, "the next start, of the same settings"
+    others = [memory_config(0.8), memory_config(eager=True), memory_config(max_num_seqs=8), memory_config(sizes=[1])]
+    assert len({first, told(asked, 1, 2), *(told(other, 0, 1) for other in others)}) == 6
+    asked.compilation_config.cudagraph_capture_sizes = [1]  # as vLLM may, between its two questions
+    assert told(asked, 0, 1) == first
+
+
+def test_vllm_has_the_fingerprint_that_is_changed() -> None:
+    [package] = importlib.util.find_spec("vllm").submodule_search_locations  # without importing it
+    worker = Path(package, "v1", "worker")
+    assert (worker / "startup_plan.py").read_text().count("= compute_plan_fingerprint(") == 2
+    assert "maybe_apply_startup_plan(self)" in (worker / "gpu_worker.py").read_text()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import multiprocessing
+import os
 import threading
 import time
 import zlib
@@ -51,6 +53,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     kv_tokens: int = 1 << 20
     fail_at_step: int | None = None  # this step, counted from 1, raises
     load_s: float = 0.0  # seconds until it is built
+    shout: bool = False  # it prints its environment as JSON
     fail_to_load: str | None = None  # it cannot be built, for this reason
     model: str = ""  # its directory
     fail_to_reload: dict[str, str] = {}  # directory -> why its weights cannot be loaded, as is seen half-way
@@ -73,6 +76,8 @@ class ScriptedCore:
     def __init__(self, spec: EngineSpec) -> None:
         self.script = script = msgspec.convert(spec.engine_args, Script)
         time.sleep(script.load_s)
+        if script.shout:
+            os.write(1, json.dumps(dict(os.environ)).encode())
         if script.fail_to_load:
             raise ValueError(script.fail_to_load)
         self.capacity = Capacity(

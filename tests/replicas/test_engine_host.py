@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,19 +21,41 @@ from replicas.core_host import Ready
 from replicas.engine_host import EngineFailed, EngineHost, core_environment
 from replicas.engine_spec import EngineSpec
 from replicas.messages import Probe
+from replicas.spare_core import SPARES, start_spares
+
+Child = subprocess.Popen[bytes]
 
 EVENT_LOOPS = ["uvloop"]  # Ray Serve's; the connections' own tests take both
 
 
-@pytest.fixture(params=["thread", "process"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
+@pytest.fixture(params=["thread", "process", "spare"])
+def kind(request: pytest.FixtureRequest, spares: Callable[[int], object]) -> str:
+    """Of the core's host; a spare is a process that is there already."""
+    if request.param == "spare":
+        spares(1)
+    return "thread" if request.param == "thread" else "process"
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A core's process finds the scripted core, and takes nothing else of ours."""
     monkeypatch.setenv("PYTHONPATH", PATH)
+
+
+@pytest.fixture
+def spares(importable: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[Child]]]:
+    """Starts spare cores that this process's hosts find."""
+    started: list[Child] = []
+    monkeypatch.setenv(SPARES, "")
+
+    def start(count: int) -> list[Child]:
+        started.extend(start_spares(spec("process"), count, core_environment(spec("process"))))
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 class Started:
@@ -122,7 +144,7 @@ async def test_a_core_that_loads_for_too_long_is_given_up(start, kind):
     await asyncio.get_running_loop().shutdown_default_executor()
     assert time.monotonic() - begin < 0.75
     await until(lambda: threads() <= before)
-    assert children() == others
+    assert set(children()) <= set(others)  # a spare has not waited for it
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(start, kind):
@@ -132,7 +154,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(start, kind):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert children() == others
+    assert set(children()) <= set(others)  # a spare has not waited for it
 
 
 def threads() -> int:
@@ -148,7 +170,9 @@ def children() -> list[int]:
 # -- only a process ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_killed_process_is_told_with_its_signal(start):
+@pytest.mark.parametrize("spare", [False, True])
+async def test_a_killed_process_is_told_with_its_signal(start, spares, spare):
+    spares(int(spare))
     started = await start("process")
     client = await client_of(started)
     os.kill(started.ready.pid, signal.SIGKILL)
@@ -169,7 +193,9 @@ async def test_a_process_that_ends_while_loading_is_told_with_its_exit_code(monk
         await EngineHost.start(spec("process"), "127.0.0.1")
 
 
-async def test_a_process_deaf_to_stop_is_killed(start, monkeypatch):
+@pytest.mark.parametrize("spare", [False, True])
+async def test_a_process_deaf_to_stop_is_killed(start, spares, spare, monkeypatch):
+    spares(int(spare))
     monkeypatch.setattr("replicas.engine_host.STOP_GRACE_S", 0.3)
     started = await start("process", step_s=30.0)
     client = await client_of(started)
@@ -202,13 +228,15 @@ asyncio.run(main())
 """
 
 
-def test_a_core_does_not_outlive_its_replica():
+@pytest.mark.parametrize("spare", [False, True])
+def test_a_core_does_not_outlive_its_replica(spares, spare):
     """Not even while it is in a step that never ends, deaf to the pipe."""
+    waiting = {process.pid for process in spares(int(spare))}
     arguments = [sys.executable, "-c", textwrap.dedent(REPLICA), msgspec.json.encode(spec("process")).decode()]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as replica:
         assert replica.stdout is not None
         core = int(replica.stdout.readline())
-        assert alive(core) and core != replica.pid
+        assert alive(core) and core != replica.pid and (core in waiting) is spare
         os.kill(core, signal.SIGSTOP)  # it can read no pipe; only the kernel can end it
         replica.kill()
         end = time.monotonic() + 2
@@ -218,6 +246,77 @@ def test_a_core_does_not_outlive_its_replica():
         if not died:
             os.kill(core, signal.SIGKILL)
     assert died
+
+
+# -- spare cores -------------------------------------------------------------------------------------------------------
+
+
+async def test_each_spare_core_is_adopted_once_and_then_cores_are_started(spares, start):
+    waiting = spares(2)
+    hosts = [await start("process") for _ in range(3)]
+    pids = [host.ready.pid for host in hosts]
+    assert {process.pid for process in waiting} == set(pids[:2])
+    assert pids[2] not in pids[:2] and alive(pids[2])
+    for host in hosts:
+        client = await client_of(host)
+        client.add("r", [1], max_tokens=5)
+        await until(lambda: "r" in client.finished)  # noqa: B023
+
+
+async def test_a_spare_core_takes_the_replicas_environment_outputs_and_spec(spares, start, monkeypatch, capfd):
+    spares(1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # Ray says it to the replica, after the spare has started
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    monkeypatch.delenv("PYTHONPATH")
+    started = await start("process", max_num_seqs=7, shout=True)
+    assert started.ready.capacity.max_num_seqs == 7
+    said = json.loads(capfd.readouterr().out)
+    assert said["CUDA_VISIBLE_DEVICES"] == "3" and "PYTHONPATH" not in said
+    assert said | core_environment(spec("process")) == said
+
+
+async def test_a_spare_core_that_imported_in_another_environment_is_not_adopted(spares, start):
+    waiting = spares(1)
+    other = msgspec.structs.replace(spec("process"), expert_plan="/plan.json")
+    host, ready = await EngineHost.start(other, "127.0.0.1")
+    try:
+        assert ready.pid != waiting[0].pid
+        assert waiting[0].wait(5) in (0, -signal.SIGKILL)  # of itself, or of its end of the replica
+    finally:
+        host.kill()
+
+
+async def test_without_a_spare_core_that_lives_a_core_is_started(spares, start, monkeypatch):
+    [dead] = spares(1)
+    dead.kill()
+    dead.wait()
+    assert (await start("process")).ready.pid != dead.pid
+
+
+async def test_spare_cores_wait_for_the_user_who_started_them_only(spares, start, monkeypatch):
+    [waiting] = spares(1)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert (await start("process")).ready.pid != waiting.pid
+
+
+def test_spare_cores_end_with_the_process_that_started_them():
+    leader = """
+        import sys, time
+        from replicas.spare_core import start_spares
+        from scripted_core import spec
+        print(*(process.pid for process in start_spares(spec("process"), 2, {})), flush=True)
+        time.sleep(60)
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(leader)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        pids = [int(pid) for pid in running.stdout.readline().split()]
+        assert len(pids) == 2 and all(map(alive, pids))
+        running.kill()
+    end = time.monotonic() + 5
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not any(map(alive, pids))
 
 
 # -- the environment ---------------------------------------------------------------------------------------------------
@@ -236,6 +335,13 @@ def test_workers_are_told_to_count_experts_and_of_a_plan():
     assert environment()[OF_A_REPLICA] == "1"
     assert environment(expert_plan="/plan.json")[EXPERT_PLAN] == "/plan.json"
     assert environment()[EXPERT_PLAN] == "", "whatever this process itself was told"
+
+
+def test_a_gpus_memory_is_measured_once(monkeypatch):
+    assert environment(device="cuda")["VLLM_ENABLE_STARTUP_PLAN"] == "1"
+    assert "VLLM_ENABLE_STARTUP_PLAN" not in environment(device="cpu")
+    monkeypatch.setenv("VLLM_ENABLE_STARTUP_PLAN", "0")
+    assert environment(device="cuda")["VLLM_ENABLE_STARTUP_PLAN"] == "0", "somebody chose"
 
 
 def test_each_shard_of_a_cpu_core_gets_cpus_of_its_own(monkeypatch):
