@@ -32,7 +32,9 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         found["added_ttft_p50_ms_1"] = round(moray["ttft_p50_ms"] - raw["ttft_p50_ms"], 2)
     for row in beside:
         if row["what"] == "loaded" and row["load_s"] is not None and _whole(row):
-            found["second_start_s"] = row["load_s"]  # the raw engine before it has compiled
+            found["second_start_core_s"] = row["load_s"]  # the raw engine before it has compiled
+    if again := _only(beside, what="start", side="moray again"):
+        found["second_start_s"] = again["session_s"]  # from the command to a session that answers
     told = [{key: value for key, value in row.items() if key not in ("error", "trace")} for row in rows]
     # A failure's own words are in the logs, with that machine's paths.
     return found | _headline(rows, beside) | tuned_goodput_ratio(rows) | {"rows": told}
