@@ -36,7 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     "32b": tier("32b"),
     "keys": KEYS | {"service": {"type": "NodePort", "annotations": {"a": "b"}}},
     "host-path": tier("7b")
-    | {"model": STORE | {"store": {"kind": "hostPath", "hostPath": {"path": "/models"}, "verify": False}}},
+    | {
+        "model": STORE | {"store": {"kind": "hostPath", "hostPath": {"path": "/models"}, "verify": False}},
+        "compileCache": {"hostPath": "/data/compiled"},
+    },
     "object-storage": tier("7b")
     | {
         "model": STORE
@@ -61,6 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
             "redis": {"enabled": True, "address": "redis:6379", "existingSecret": "redis", "passwordKey": "password"}
         },
         "state": {"existingClaim": "moray-state"},
+        "compileCache": {"existingClaim": "moray-compiled"},
         "settings": {
             "alarms": {"state_path": "/var/lib/moray/alarms", "webhook": "http://hooks/1"},
             "rollout": {"audit_path": "/var/lib/moray/audit.jsonl"},

@@ -155,6 +155,14 @@
     {{- end -}}
   {{- end -}}
 {{- end -}}
+{{- with $values.compileCache -}}
+  {{- if and .existingClaim .hostPath -}}
+    {{- $wrong = append $wrong "compileCache.existingClaim and compileCache.hostPath are both set: choose one" -}}
+  {{- end -}}
+  {{- if and .hostPath (not (hasPrefix "/" .hostPath)) -}}
+    {{- $wrong = append $wrong (printf "compileCache.hostPath is %s: set it to the folder's absolute path on every node" .hostPath) -}}
+  {{- end -}}
+{{- end -}}
 {{- if and $values.nodeWatcher.enabled $values.auth.existingSecret (not $values.nodeWatcher.existingSecret) -}}
   {{- $wrong = append $wrong "auth.existingSecret is set, so that the node watcher needs an API key too: set nodeWatcher.existingSecret to a Secret with one of a tenant that settings.gateway.operators names, or nodeWatcher.enabled to false" -}}
 {{- end -}}
