@@ -60,9 +60,10 @@ def core_environment(spec: EngineSpec) -> dict[str, str]:
     }
     if spec.tuned_kernels is not None:
         env["VLLM_TUNED_CONFIG_FOLDER"] = spec.tuned_kernels
-    if spec.device == "cuda":
+    if spec.device == "cuda" and spec.shards == 1:
         # What vLLM has measured of a GPU's memory is kept beside its compiled kernels, and taken if the settings are
-        # the same and at least as much is free (vllm/v1/worker/startup_plan.py): 5 s of a start.
+        # the same and at least as much is free (vllm/v1/worker/startup_plan.py): 5 s of a start. Each shard would
+        # decide that for itself, and one that measures again waits for the others in the midst of it.
         env["VLLM_ENABLE_STARTUP_PLAN"] = os.environ.get("VLLM_ENABLE_STARTUP_PLAN", "1")
     if spec.device == "cpu":
         env["TORCHDYNAMO_DISABLE"] = "1"  # the first request with logprobs would compile C++ for 20 s

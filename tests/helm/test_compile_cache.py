@@ -70,20 +70,6 @@ def test_without_one_there_is_nothing_of_it(render: Render) -> None:
         assert not READ_BY.keys() & environment(pod["spec"]["containers"][0]).keys()
 
 
-@pytest.mark.parametrize(("shards", "kept"), [(1, None), (2, "0")])
-def test_shards_of_a_replica_take_no_measurements_that_one_of_them_might_refuse(
-    shards: int, kept: str | None, render: Render
-) -> None:
-    """None: as Moray has it, which is to take them."""
-    values = tier("7b") | {
-        "ray": {"workerGroups": [{"name": "a100", "gpus": 2, "cpus": 24}]},
-        "settings": {"experts": {"expert_parallel": shards}, "replicas": {"count": 1}},
-        "compileCache": {"existingClaim": "compiled"},
-    }
-    [worker] = [pod for where, pod in pods(render(values)) if where.startswith("worker ")]
-    assert environment(worker["spec"]["containers"][0]).get("VLLM_ENABLE_STARTUP_PLAN") == kept
-
-
 @pytest.mark.parametrize("variable", READ_BY)
 def test_the_variables_are_those_that_are_read(variable: str) -> None:
     """A slip of the pen is silence: what is compiled would go with the pod."""

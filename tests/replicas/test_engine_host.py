@@ -340,6 +340,7 @@ def test_workers_are_told_to_count_experts_and_of_a_plan():
 def test_a_gpus_memory_is_measured_once(monkeypatch):
     assert environment(device="cuda")["VLLM_ENABLE_STARTUP_PLAN"] == "1"
     assert "VLLM_ENABLE_STARTUP_PLAN" not in environment(device="cpu")
+    assert "VLLM_ENABLE_STARTUP_PLAN" not in environment(device="cuda", shards=4), "ranks may not agree"
     monkeypatch.setenv("VLLM_ENABLE_STARTUP_PLAN", "0")
     assert environment(device="cuda")["VLLM_ENABLE_STARTUP_PLAN"] == "0", "somebody chose"
 

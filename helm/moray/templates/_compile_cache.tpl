@@ -11,23 +11,15 @@ may have no such folder. Paths are the same in all pods: Triton's files hold tho
 {{/*
 Python's bytecode is not among them (XDG_CACHE_HOME): the image has it, and by a source's time and size, which is all that Python
 looks at, two images may not be told apart.
-A measurement of another pod's GPU counts where at least as much is free. Each shard decides that for itself (vLLM 0.32.0,
-v1/worker/startup_plan.py), and one that measures again captures graphs for it, in which it waits for the other shards: a replica
-of several would never start if they decided differently.
 */}}
 {{- define "moray.compileCacheEnvironment" -}}
 {{- if include "moray.compileCache" . }}
-{{- $facts := include "moray.facts" . | fromJson }}
 - name: VLLM_CACHE_ROOT # vLLM's own graphs with torch's code for them, and its measurements of a GPU's memory
   value: /var/cache/moray/vllm
 - name: TRITON_CACHE_DIR
   value: /var/cache/moray/triton
 - name: TORCHINDUCTOR_CACHE_DIR # of what vLLM has torch compile outside its graphs
   value: /var/cache/moray/inductor
-{{- if gt (int $facts.shards) 1 }}
-- name: VLLM_ENABLE_STARTUP_PLAN # its measurements, see above
-  value: "0"
-{{- end }}
 {{- end }}
 {{- end -}}
 
