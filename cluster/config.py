@@ -25,6 +25,7 @@ from cluster.model_settings import PROFILES, is_file
 from cluster.resolution import contradictions, lacking, resolve
 from cluster.settings import Machine, Settings
 from experts.vllm_plugin import EXPERT_PLAN, OF_A_REPLICA
+from replicas.spare_core import PARENT, SPARES
 
 __all__ = ["ConfigError", "Loaded", "Machine", "Settings", "load", "setting_keys", "this_machine"]
 
@@ -33,7 +34,7 @@ COMMAND_LINE = "command line"
 DEFAULT = "default"
 # Ours, but no settings: which session a process belongs to, where files lie, how a command is let in.
 _NOT_SETTINGS = frozenset(
-    {"MORAY_API_KEY", "MORAY_CONFIG", "MORAY_SESSION", "MORAY_STATE_DIR", OF_A_REPLICA, EXPERT_PLAN}
+    {"MORAY_API_KEY", "MORAY_CONFIG", "MORAY_SESSION", "MORAY_STATE_DIR", OF_A_REPLICA, EXPERT_PLAN, SPARES, PARENT}
 )
 # Paths that are taken from the settings file's directory, or the caller's.
 _PATHS = (

@@ -198,6 +198,8 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_variables_that_are_no_settings_are_left_alone():
     env = {
         "MORAY_SESSION": "x",
+        "MORAY_SPARE_CORES": "x",
+        "MORAY_PARENT_PID": "1",
         "MORAY_STATE_DIR": "/x",
         "MORAY_CONFIG": "x.yaml",
         # Kubernetes makes these for Services named moray-gateway and moray.
