@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import httpx
 from local_router import LocalRouter
-from scripted_core import until
 
 from cluster.app import engine_spec, gateway_spec
 from cluster.config import load
@@ -91,11 +90,35 @@ class Stack:
         assert reply.status_code == 200, reply.text
         return reply
 
-    async def cut_at(self, tokens: int) -> None:
-        """Loses the replica once some request has so many tokens."""
-        await until(lambda: any(len(live.delivered) >= tokens for live in self.core._live.values()), limit_s=20)
+    async def at(self, tokens: int, act: Callable[[], None]) -> None:
+        """Calls `act` with the very frame by which some request has so many tokens.
+
+        Who looks now and then may look too late: on a busy machine a whole answer comes in one turn of the loop.
+        """
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        take = self.core._on_frame
+
+        def on_frame(peer: Any, buffers: list[bytes]) -> None:
+            take(peer, buffers)
+            if not reached.done() and any(len(live.delivered) >= tokens for live in self.core._live.values()):
+                act()
+                reached.set_result(None)
+
+        self.core._on_frame = on_frame
+        try:
+            async with asyncio.timeout(20):
+                await reached
+        finally:
+            del self.core._on_frame
+
+    def cut(self) -> None:
+        """Loses the replica."""
         for peer in list(self.core._peers.values()):
             peer.connection.close()
+
+    async def cut_at(self, tokens: int) -> None:
+        """The same once some request has so many tokens."""
+        await self.at(tokens, self.cut)
 
     async def close(self) -> None:
         await self.client.aclose()

@@ -57,16 +57,21 @@ class Versions(Stack):
 
     async def be(self, version: str) -> None:
         """The replica is of that version from now on; what it ran as another is lost."""
-        [info] = self.router.alive
-        self.router.alive[:] = [msgspec.structs.replace(info, version=version, epoch=info.epoch + 1)]
-        for peer in list(self.core._peers.values()):
-            peer.connection.close()
-        await until(lambda: {peer.info.version for peer in self.core._peers.values() if peer.connection} == {version})
+        self._become(version)
+        await self._is(version)
 
     async def be_at(self, tokens: int, version: str) -> None:
         """The same once a request has so many tokens."""
-        await until(lambda: any(len(live.delivered) >= tokens for live in self.core._live.values()), limit_s=20)
-        await self.be(version)
+        await self.at(tokens, lambda: self._become(version))
+        await self._is(version)
+
+    def _become(self, version: str) -> None:
+        [info] = self.router.alive
+        self.router.alive[:] = [msgspec.structs.replace(info, version=version, epoch=info.epoch + 1)]
+        self.cut()
+
+    async def _is(self, version: str) -> None:
+        await until(lambda: {peer.info.version for peer in self.core._peers.values() if peer.connection} == {version})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
