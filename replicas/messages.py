@@ -39,6 +39,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""  # of the model's weights
     directory: str = ""  # that they were loaded from; "": not told
     checksum: str = ""  # digest of the loaded weights over all shards; "": not known
+    pid: int = 0  # of the Serve replica's process, which need not be the engine's parent; 0: not told
     engine_pid: int
     engine_host: str  # "thread" or "process"
     device: str  # "cpu" or "cuda"

@@ -66,6 +66,7 @@ class Replica:
             version=self._spec.version,
             directory=str(self._spec.engine_args["model"]),
             checksum=ready.checksum,
+            pid=os.getpid(),
             engine_pid=ready.pid,
             engine_host=self._spec.host,
             device=self._spec.device,

@@ -13,8 +13,7 @@ from typing import Any
 # with lost replicas or routers one for each. What comes and goes by itself are kept-alive connections of the proxy and
 # Ray's gRPC channels, one to each process that it has just spoken to: in three minutes with 6 and 7 disturbances the
 # settled levels did not move at all, unsettled ones by -7 to +1.
-# A replica of Ray opens some 25 as it first works, at times before the first look and at times after it (38, then 62).
-HANDLES_ALLOWED = 32
+HANDLES_ALLOWED = 5
 # Ray keeps spare workers for a while; how many is its own affair, and they hold nothing of ours.
 SPARE = frozenset({"ray::IDLE"})
 

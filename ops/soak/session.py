@@ -12,7 +12,7 @@ import psutil
 
 from ops.errors import UserError
 from ops.own_session import OwnSession
-from ops.processes import Process, identify, is_alive, members
+from ops.processes import Process, is_alive, members
 from ops.soak.leaks import Levels
 
 _ANSWER_LIMIT_S = 15
@@ -62,19 +62,11 @@ def levels(session: SoakedSession, status: Mapping[str, Any]) -> Levels:
     with suppress(psutil.NoSuchProcess):  # lost this moment: not at rest, which the status tells too
         for replica in status["replicas"]:
             core = int(replica["engine"]["pid"])
-            by_role += [("core", core), ("replica", psutil.Process(core).ppid())]
+            by_role += [("core", core), ("replica", int(replica["pid"]))]
         for role, pid in by_role:
             handles[role] = max(handles.get(role, 0), psutil.Process(pid).num_fds())
     kinds = Counter(kind for process in session.processes() if (kind := _kind(process.pid)))
     return Levels(handles, kinds, psutil.Process(gateway).memory_info().rss / (1 << 20))
-
-
-def serve_replica_of(core: Process) -> Process | None:
-    """The Serve replica's process: the core's parent."""
-    try:
-        return identify(psutil.Process(core.pid).ppid()) if is_alive(core) else None
-    except psutil.Error:
-        return None
 
 
 def _kind(pid: int) -> str:

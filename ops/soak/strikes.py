@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ops.processes import Process, is_alive, send
+from ops.processes import Process, identify, is_alive, send
 from ops.soak.chaos import Disturbance, Kind, may_strike
-from ops.soak.session import SoakedSession, SoakFailed, serve_replica_of
+from ops.soak.session import SoakedSession, SoakFailed
 from ops.victims import engine_here, router_here
 
 MEND_LIMIT_S = 120.0  # from a blow until the cluster is whole again; a replica's start alone takes 20-40 s on two CPUs
@@ -102,7 +102,7 @@ class Chaos:
                 self._count(kind, what)
                 self._mend(self._undo(victim["id"], core, disturbance.hold_s), victim["id"])
         elif kind is Kind.KILL_REPLICA:
-            if replica := serve_replica_of(core):
+            if replica := identify(int(victim["pid"])):
                 self._count(kind, what)
                 send(replica, signal.SIGKILL)
                 self._mend(self._is_lost(victim["id"], core), victim["id"])
