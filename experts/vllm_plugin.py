@@ -244,7 +244,8 @@ def _counted(execute: Callable[..., Any], counter: "RoutedTokens") -> Callable[.
     @functools.wraps(execute)
     def execute_and_count(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         result = execute(scheduler_output, *args, **kwargs)
-        counter.step_issued(scheduler_output.total_num_scheduled_tokens)
+        if not kwargs.get("dummy_run"):  # vLLM's V2 runner warms itself by it
+            counter.step_issued(scheduler_output.total_num_scheduled_tokens)
         return result
 
     return execute_and_count

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import logging
 import os
 import tempfile
 import time
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
 _DELIVERED = "moray_delivered"  # in a request's extra_args, on its way from scheduler to worker: output token ids
+# Tokens of a step by which vLLM's tables (model_executor/layers/fused_moe/configs) choose a tile of their kernel.
+_TILE_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 1536, 2048, 3072, 4096)
 _BLOCK_HASH_BITS = (1 << 63) - 1  # of vLLM's hash: what fits a signed integer of msgpack's readers
 
 
@@ -156,6 +159,35 @@ def begin_with_output(worker: Any) -> None:
     CachedRequestState.__post_init__ = with_output
 
 
+def compile_kernels(worker: Any) -> None:
+    """Runs steps of all kinds of sizes without any request; on all workers at once, before the first request comes.
+
+    vLLM's fused-MoE kernel is compiled when a step first needs one of its variants, seconds apiece in which no stream
+    gets a token. Which one depends on a step's tokens: the tile by a table, and whether their number is odd. CUDA
+    graphs bring theirs with them; steps that are larger than those have to be run. What is compiled is kept on disk.
+    """
+    knobs = importlib.import_module("triton").knobs
+    runner, most = worker.model_runner, worker.scheduler_config.max_num_batched_tokens
+    began = time.monotonic()
+    with knobs.runtime.scope():
+        knobs.runtime.jit_post_compile_hook = None  # vLLM's, which warns of latency
+        for tokens in sorted({n for tile in (*_TILE_TOKENS, most - 1) for n in (tile, tile + 1) if n <= most}):
+            runner._dummy_run(tokens, skip_eplb=True)
+    logging.getLogger("vllm").info(
+        "Steps of all sizes ran in %.1f s: their kernels are compiled.", time.monotonic() - began
+    )
+
+
+def use_graphs(worker: Any, most_tokens: int) -> None:
+    """Of the CUDA graphs that this worker has captured, only those of steps of at most so many tokens; on all workers.
+
+    Those of vLLM's V2 runner (v1/worker/gpu/cudagraph_utils.py), which looks a step's graph up by its tokens.
+    """
+    manager = worker.model_runner.cudagraph_manager
+    captured = vars(manager).setdefault("moray_captured", manager._candidates)
+    manager._candidates = {step: graphs for step, graphs in captured.items() if step[0] <= most_tokens}
+
+
 def prompt_blocks(config: Any) -> "Callable[[Any, int], tuple[int, ...]]":
     """How a gateway names the full KV blocks of an EngineCoreRequest's prompt, given a block's size in tokens.
 
@@ -229,6 +261,8 @@ class VllmCore:
         with _temporary_files():
             executor = Executor.get_class(config)
             self._core = EngineCore(config, executor, log_stats=False, executor_fail_callback=self._fail)
+        if spec.device == "cuda" and config.model_config.is_moe and config.parallel_config.data_parallel_size == 1:
+            self._core.collective_rpc(compile_kernels)
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreRequest)
         self._executor_failed = False
@@ -377,16 +411,19 @@ class VllmCore:
         """For benches: replicas count from the start, and go on."""
         self._core.collective_rpc(count_routed_tokens if on else stop_counting_routed_tokens)
 
-    def limit(self, batched_tokens: int, seqs: int, prompt_chunk: int) -> None:
+    def limit(self, batched_tokens: int, seqs: int, prompt_chunk: int, graph_tokens: int = 0) -> None:
         """For benches: other limits of a step, while nothing runs. ValueError: above those that it was loaded with.
 
-        `prompt_chunk`: tokens of one prompt in a step beside other requests; 0: as many as fit.
+        `prompt_chunk`: tokens of one prompt in a step beside other requests; 0: as many as fit. `graph_tokens`: of the
+        largest step that runs as a CUDA graph; 0: as it is.
         """
         if batched_tokens > self.capacity.max_num_batched_tokens or seqs > self.capacity.max_num_seqs:
             raise ValueError(f"{batched_tokens} tokens or {seqs} sequences are more than the engine was loaded with")
         scheduler = self._core.scheduler
         scheduler.max_num_scheduled_tokens, scheduler.max_num_active_reqs = batched_tokens, seqs
         scheduler.scheduler_config.long_prefill_token_threshold = prompt_chunk
+        if graph_tokens:
+            self._core.collective_rpc(use_graphs, args=(graph_tokens,))
 
     # -- other weights ------------------------------------------------------------------------------------------------
 
