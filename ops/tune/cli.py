@@ -262,14 +262,16 @@ def _summary(outcome: Outcome, out: Path) -> str:
 
 def _stand_in(tier: str, where: Path) -> dict[str, Any]:
     """Settings of a checkpoint of the tier's shape, written below `where`."""
+    from cluster.config import this_machine
     from ops.bench.gpu import checkpoint
 
     try:
         shape = checkpoint.tier(tier)
     except FileNotFoundError:
         raise UserError(f"there is no tier {tier!r}; there are 7b, 16b, 32b") from None
-    # With dummy weights all tokens would choose the same experts.
-    os.environ.setdefault("VLLM_MOE_ROUTING_SIMULATION_STRATEGY", "uniform_random")
+    if this_machine().gpus:  # vLLM's kernel for CPUs does not take simulated choices
+        # With dummy weights all tokens would choose the same experts.
+        os.environ.setdefault("VLLM_MOE_ROUTING_SIMULATION_STRATEGY", "uniform_random")
     return {"model.path": str(checkpoint.write(where / tier, shape)), "engine.extra.load_format": "dummy"}
 
 

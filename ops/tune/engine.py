@@ -50,6 +50,7 @@ class Limits(msgspec.Struct, frozen=True):
     batched_tokens: int
     seqs: int
     prompt_chunk: int
+    graph_tokens: int = 0
 
 
 class Burst(msgspec.Struct, frozen=True, tag=True):
@@ -222,7 +223,7 @@ class _Driver:
 
     def trial(self, ask: Trial) -> Seen:
         slo, limits = Slo(ask.ttft_s, ask.tpot_s), ask.limits
-        self._core.limit(limits.batched_tokens, limits.seqs, limits.prompt_chunk)
+        self._core.limit(limits.batched_tokens, limits.seqs, limits.prompt_chunk, limits.graph_tokens)
         end_s = ask.warm_s + ask.seconds
         longest_s = slo.ttft_s + ask.work.output * slo.tpot_s
         due = arrivals(ask.rate, end_s + longest_s, ask.seed)

@@ -29,7 +29,7 @@ class Option:
 
     name: str
     values: tuple[Any, ...]
-    restarts: bool = False  # the engine has to be loaded anew for another value: tried after those that need not
+    live: int | None = None  # so many values, the first ones, need no engine loaded anew; None: none of them does
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ def next_trial(options: Sequence[Option], trials: Sequence[Trial], first_rate: f
 
 
 def changes(options: Sequence[Option]) -> Iterator[tuple[str, Any]]:
-    """Each value of each option, by name; of those first that need no restart."""
-    for option in sorted(options, key=lambda option: option.restarts):
-        for value in option.values:
-            yield option.name, value
+    """Each value of each option, by name; first those that the engine need not be loaded anew for."""
+    yield from ((option.name, value) for option in options for value in option.values[: option.live])
+    for option in options:
+        if option.live is not None:
+            yield from ((option.name, value) for value in option.values[option.live :])
 
 
 def found(options: Sequence[Option], trials: Sequence[Trial]) -> Found:

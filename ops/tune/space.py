@@ -18,7 +18,7 @@ GRAPHS, KERNELS = "cudagraph_capture_sizes", "tuned_kernels"
 _KEYS = {TOKENS: f"engine.{TOKENS}", SEQS: f"engine.{SEQS}", KERNELS: f"engine.{KERNELS}"}
 _ON_GPU = {TOKENS: (1024, 2048, 4096, 8192, 16384), SEQS: (128, 256, 512, 1024)}
 _LEAST_CHUNK = 64  # tokens of a prompt in a step: less would only be overhead
-_MOST_GRAPHS = 1024
+_MORE_GRAPHS = (1024, 2048)  # tokens of a step: prompts beside what decodes
 
 
 class Default(NamedTuple):
@@ -27,6 +27,7 @@ class Default(NamedTuple):
     batched_tokens: int
     seqs: int
     prompt_chunk: int = 0  # of one prompt in a step, beside others; 0: no limit
+    graphs: tuple[int, ...] = ()  # tokens of the steps that CUDA graphs are captured for; empty: none are
 
 
 class Load(NamedTuple):
@@ -35,10 +36,12 @@ class Load(NamedTuple):
     batched_tokens: int
     seqs: int
     fixed: tuple[tuple[str, Any], ...] = ()  # option -> value, those that are not None
+    graphs: tuple[int, ...] = ()  # empty: the engine's own
 
     def serves(self, wanted: Load) -> bool:
         """Whether an engine that is loaded so can be measured as one that is loaded as `wanted`."""
-        return self.fixed == wanted.fixed and self.batched_tokens >= wanted.batched_tokens and self.seqs >= wanted.seqs
+        enough = self.batched_tokens >= wanted.batched_tokens and self.seqs >= wanted.seqs
+        return enough and self.fixed == wanted.fixed and self.graphs[-1:] >= wanted.graphs[-1:]
 
 
 def options(
@@ -46,21 +49,27 @@ def options(
 ) -> tuple[Option, ...]:
     """The default first in each. Limits of a step are there always, others where there is a choice. `kernels`: a folder
     of tuned fused-MoE configurations to try.
+
+    Of those that need no restart CUDA graphs come first: a step that has none is launched kernel by kernel, which on a
+    host with slow cores takes longer than what it computes (on an H200 90 ms for 600 tokens, where 500 in a graph
+    took 23), so every other limit looks different with them.
     """
     tokens, seqs = (
-        _around(name, own, on_gpu) for name, own in ((TOKENS, default.batched_tokens), (SEQS, default.seqs))
+        Option(name, values := _around(name, own, on_gpu), sum(n <= own for n in values))
+        for name, own in ((TOKENS, default.batched_tokens), (SEQS, default.seqs))
     )
     chunks = [default.prompt_chunk]
     chunks += [n for n in (prompt // 2, prompt // 4) if n >= _LEAST_CHUNK and n != default.prompt_chunk]
-    found = [Option(TOKENS, tokens), Option(SEQS, seqs), Option(CHUNK, tuple(chunks))]
-    found.append(Option("async_scheduling", (None, False), restarts=True))
+    found = [tokens, seqs, Option(CHUNK, tuple(chunks))]
+    if more := more_graphs(default.graphs):
+        found.insert(0, Option(GRAPHS, (None, *more)))
+    found.append(Option("async_scheduling", (None, False), live=1))
     if on_gpu:
         if kernels is not None:
-            found.append(Option(KERNELS, (None, kernels), restarts=True))
-        found.append(Option(GRAPHS, (None, graph_sizes(min(max(seqs), _MOST_GRAPHS))), restarts=True))
+            found.append(Option(KERNELS, (None, kernels), live=1))
         if fp8_kv:
-            found.append(Option("kv_cache_dtype", (None, "fp8"), restarts=True))
-        found.append(Option("block_size", (None, 32), restarts=True))
+            found.append(Option("kv_cache_dtype", (None, "fp8"), live=1))
+        found.append(Option("block_size", (None, 32), live=1))
     return tuple(found)
 
 
@@ -72,10 +81,23 @@ def _around(name: str, own: int, on_gpu: bool) -> tuple[int, ...]:
     return (own, *sorted((n for n in others if n < own), reverse=True), *sorted(n for n in others if n > own))
 
 
-def graph_sizes(most: int) -> tuple[int, ...]:
-    """Batches that CUDA graphs are captured for: dense where a padded sequence is a large part of the step."""
-    dense = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(576, most + 1, 64)]
-    return tuple(n for n in dense if n <= most)
+def own_graphs(args: Mapping[str, Any], seqs: int | None = None) -> tuple[int, ...]:
+    """What vLLM's arguments make an engine capture (vllm/config/vllm.py): tokens of steps. `seqs`: its limit."""
+    given = args.get("compilation_config")
+    config = given if isinstance(given, Mapping) else {}
+    if args.get("enforce_eager") or config.get("cudagraph_mode") in ("NONE", 0):
+        return ()
+    if sizes := config.get(GRAPHS):
+        return tuple(sorted(sizes))
+    seqs = seqs or args.get(SEQS) or max(_ON_GPU[SEQS])
+    most = config.get("max_cudagraph_capture_size") or min(2 * seqs, 512)
+    return tuple(n for n in (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)) if n <= most)
+
+
+def more_graphs(own: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The engine's own sizes and larger ones: up to 1,024 tokens, or further, where padding is less of a step."""
+    larger = (*range(576, 1025, 64), *range(1152, max(_MORE_GRAPHS) + 1, 128))
+    return tuple((*own, *(n for n in larger if own[-1] < n <= most)) for most in _MORE_GRAPHS if own and own[-1] < most)
 
 
 def refused(setting: Setting) -> str:
@@ -93,29 +115,30 @@ def load_for(options: Sequence[Option], setting: Setting) -> Load:
     of = {option.name: option.values for option in options}
     enough = setting[TOKENS] <= of[TOKENS][0] and setting[SEQS] <= of[SEQS][0]
     limit: Callable[[tuple[int, ...]], int] = operator.itemgetter(0) if enough else max
-    return exact(setting)._replace(batched_tokens=limit(of[TOKENS]), seqs=limit(of[SEQS]))
+    return exact(setting)._replace(
+        batched_tokens=limit(of[TOKENS]), seqs=limit(of[SEQS]), graphs=of.get(GRAPHS, ((),))[-1]
+    )
 
 
 def exact(setting: Setting) -> Load:
     """As an engine is loaded that has the setting from the start."""
-    live = (TOKENS, SEQS, CHUNK)
+    live = (TOKENS, SEQS, CHUNK, GRAPHS)
     fixed = sorted((name, value) for name, value in setting.items() if value is not None and name not in live)
-    return Load(int(setting[TOKENS]), int(setting[SEQS]), tuple(fixed))
+    return Load(int(setting[TOKENS]), int(setting[SEQS]), tuple(fixed), tuple(setting.get(GRAPHS) or ()))
 
 
 def engine_args(base: Mapping[str, Any], load: Load) -> dict[str, Any]:
     """vLLM's arguments of an engine that has `base` but for what is tried."""
     args = dict(base) | {TOKENS: load.batched_tokens, SEQS: load.seqs}
-    for name, value in load.fixed:
-        if name == GRAPHS:
-            args["compilation_config"] = _with_graphs(base.get("compilation_config"), value)
-        elif name != KERNELS:
-            args[name] = value
+    if load.graphs:
+        args["compilation_config"] = with_graphs(base, load.graphs)
+    args |= {name: value for name, value in load.fixed if name != KERNELS}
     return args
 
 
-def _with_graphs(config: Any, sizes: Sequence[int]) -> dict[str, Any]:
-    """`max_cudagraph_capture_size` goes: vLLM refuses one that is not the greatest of the sizes."""
+def with_graphs(base: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, Any]:
+    """vLLM's `compilation_config`. `max_cudagraph_capture_size` goes: vLLM wants it to be the greatest size."""
+    config = base.get("compilation_config")
     kept = dict(config) if isinstance(config, Mapping) else {}
     kept.pop("max_cudagraph_capture_size", None)
     return kept | {GRAPHS: list(sizes)}
@@ -128,7 +151,7 @@ def settings(setting: Setting, base: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or (name == CHUNK and not value):
             continue
         if name == GRAPHS:
-            found["engine.extra.compilation_config"] = _with_graphs(base.get("compilation_config"), value)
+            found["engine.extra.compilation_config"] = with_graphs(base, value)
         else:
             found[_KEYS.get(name, f"engine.extra.{name}")] = value
     return found

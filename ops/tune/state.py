@@ -32,7 +32,7 @@ class State:
         for row in rows[1:]:
             if "options" in row:
                 self.options = tuple(
-                    Option(one["name"], tuple(map(_hashable, one["values"])), one["restarts"]) for one in row["options"]
+                    Option(one["name"], tuple(map(_hashable, one["values"])), one["live"]) for one in row["options"]
                 )
                 self.first_rate = row["first_rate"]
             elif "setting" in row:
@@ -49,7 +49,7 @@ class State:
     def begin(self, options: Sequence[Option], first_rate: float) -> None:
         """What is chosen among, once that is known."""
         self.options, self.first_rate = tuple(options), first_rate
-        told = [{"name": one.name, "values": one.values, "restarts": one.restarts} for one in options]
+        told = [{"name": one.name, "values": one.values, "live": one.live} for one in options]
         self._add(options=told, first_rate=first_rate)
 
     def add(self, trial: Trial, check: bool = False, **seen: Any) -> None:

@@ -28,6 +28,9 @@ from replicas.gpus import Gpus
 
 _FIRST = 0.8  # of what the engine does at most, as the first rate: few can be late
 _IN_FLIGHT, _BURST_S = 128, 4.0  # of the burst that tells that
+# Requests in flight of those before it. Steps of other sizes run other variants of kernels, which are compiled when
+# they are first needed: on an H200 with none kept the first minutes of load were a fifth as fast as those after them.
+_WARMING = (128, 32, 8)
 _ROOM_S = 60.0  # over what a trial takes at most, before its engine counts as hung
 _OVER_S = 5.0  # by which a trial may pass the search's limit
 _FREE_S = 40.0  # in which a GPU's memory is free again, once its process has ended
@@ -147,10 +150,14 @@ class _Bench:
     def options(self) -> Sequence[Option]:
         """Of the state, or by the engine that the settings give."""
         if self._state.options is None:
-            args = self._spec.engine_args
-            loaded = self._started(self._spec, "as the settings have it")
-            default = space.Default(loaded.batched_tokens, loaded.seqs, args.get(space.CHUNK) or 0)
-            on_gpu = self._spec.device == "cuda"
+            args, on_gpu = self._spec.engine_args, self._spec.device == "cuda"
+            spec, more = self._spec, space.more_graphs(space.own_graphs(args)) if on_gpu else ()
+            if more:
+                graphs = {"compilation_config": space.with_graphs(args, more[-1])}
+                spec = msgspec.structs.replace(spec, engine_args=dict(args) | graphs)
+            loaded = self._started(spec, "as the settings have it" + (", with more CUDA graphs" if more else ""))
+            own = space.own_graphs(args, loaded.seqs) if on_gpu else ()
+            default = space.Default(loaded.batched_tokens, loaded.seqs, args.get(space.CHUNK) or 0, own)
             options = space.options(default, self._goal.work.prompt, on_gpu, self._goal.fp8_kv, self._goal.kernels)
             self._load = space.load_for(options, {one.name: one.values[0] for one in options})
             self._state.begin(options, self._pace * _FIRST)
@@ -169,7 +176,9 @@ class _Bench:
             self._allow(self._goal.longest_s)
             assert self._engine is not None
             goal, slo = self._goal, self._goal.slo
-            limits = Limits(setting[space.TOKENS], setting[space.SEQS], setting[space.CHUNK] or 0)
+            limits = Limits(
+                setting[space.TOKENS], setting[space.SEQS], setting[space.CHUNK] or 0, self._graphs(setting)
+            )
             ask = Ask(goal.work, limits, rate, slo.ttft_s, slo.tpot_s, goal.warm_s, goal.trial_s)
             seen = self._engine.measure(ask, min(goal.longest_s + _ROOM_S, self._ends - time.monotonic() + _OVER_S))
         except EngineBroke as broke:
@@ -190,6 +199,14 @@ class _Bench:
             f"{told(setting, self._state.options)}{again}"
         )
 
+    def _graphs(self, setting: Setting) -> int:
+        """Tokens of the largest step that runs as a CUDA graph; 0: that is no choice here."""
+        if space.GRAPHS not in setting:
+            return 0
+        assert self._state.options is not None
+        seqs = next(one for one in self._state.options if one.name == space.SEQS).values[0]
+        return int((setting[space.GRAPHS] or space.own_graphs(self._spec.engine_args, seqs))[-1])
+
     def _loaded(self, load: space.Load, exactly: bool) -> None:
         if self._engine is not None and self._load is not None:
             fits = load == self._load if exactly else self._load.serves(load)
@@ -201,6 +218,7 @@ class _Bench:
         if space.KERNELS in fixed:
             spec = msgspec.structs.replace(spec, tuned_kernels=fixed[space.KERNELS])
         named = [f"{name} {_short(value)}" for name, value in load.fixed]
+        named += [f"CUDA graphs {_short(load.graphs)}"] if load.graphs else []
         self._started(spec, ", ".join([f"{load.batched_tokens} tokens", f"{load.seqs} sequences", *named]))
         self._load = load
 
@@ -213,8 +231,9 @@ class _Bench:
         engine = TunedEngine(spec, max(self._ends - began, 1.0))
         try:
             self._engine = engine.__enter__()
-            burst = Burst(self._goal.work, min(_IN_FLIGHT, engine.loaded.seqs), _BURST_S)
-            self._pace = engine.pace(burst, max(self._ends - time.monotonic(), 1.0))
+            for in_flight in (*(_WARMING if spec.device == "cuda" else ()), _IN_FLIGHT):
+                burst = Burst(self._goal.work, min(in_flight, engine.loaded.seqs), _BURST_S)
+                self._pace = engine.pace(burst, max(self._ends - time.monotonic(), 1.0))
         except EngineBroke as broke:
             self.close()
             if time.monotonic() >= self._ends:

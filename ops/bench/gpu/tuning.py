@@ -28,7 +28,9 @@ from ops.tune.tuning import Goal, search
 SLO = Slo(ttft_s=1.0, tpot_s=0.05)
 # What vLLM's server takes on an H100 or H200, and Moray with it (vLLM 0.32, engine/arg_utils.py): the default to be
 # better than.
-SERVERS_OWN: Mapping[str, Any] = MappingProxyType({"max_num_batched_tokens": 8192, "max_num_seqs": 1024})
+SERVERS_OWN: Mapping[str, Any] = MappingProxyType(
+    {"max_num_batched_tokens": 8192, "max_num_seqs": 1024, "compilation_config": {}}
+)
 BATCHES = (1, 64, 256, 512)
 PROMPTS = (1_024, 4_096, 16_384)
 _STOP_NEEDS_S = 10.0

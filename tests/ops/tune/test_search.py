@@ -10,7 +10,7 @@ from ops.tune.search import ATTAINED, CHALLENGE, PRECISION, Option, Trial, found
 OPTIONS = (
     Option("batched_tokens", (8192, 4096, 2048, 1024)),
     Option("seqs", (1024, 512, 256, 128)),
-    Option("kv", ("auto", "fp8"), restarts=True),
+    Option("kv", ("auto", "fp8"), live=1),
 )
 MOST_TRIALS = 200
 

@@ -7,7 +7,7 @@ from ops.tune.search import Option, Trial
 from ops.tune.state import State
 
 SEARCH = {"model": "m", "slo": {"ttft_s": 1.0}, "prompt": 512}
-OPTIONS = (Option("max_num_seqs", (64, 32)), Option("cudagraph_capture_sizes", (None, (1, 2, 4)), restarts=True))
+OPTIONS = (Option("max_num_seqs", (64, 32)), Option("cudagraph_capture_sizes", (None, (1, 2, 4)), live=1))
 TRIALS = [
     Trial({"max_num_seqs": 64, "cudagraph_capture_sizes": None}, 2.0, 0.95),
     Trial({"max_num_seqs": 64, "cudagraph_capture_sizes": (1, 2, 4)}, 2.5, None),

@@ -97,7 +97,7 @@ def test_a_search_ends_and_what_it_found_is_loaded_once_more(spec, tmp_path):
         Option(space.TOKENS, (8, 1024)),  # a prompt takes three steps
         Option(space.SEQS, (8, 16)),
         Option(space.CHUNK, (0,)),
-        Option("block_size", (None, 3), restarts=True),  # which no kernel has
+        Option("block_size", (None, 3), live=1),  # which no kernel has
     )
     state = State(tmp_path / "search.jsonl", {})
     state.begin(options, 20.0)
