@@ -1,4 +1,4 @@
-"""How long one engine step takes: a model with six costs, and the machines that it was fitted to.
+"""How long one engine step takes: a model with six costs and a floor, and the machines that it was fitted to.
 
 Pure, but for reading those that ship (`experts/machines`). `moray calibrate` fits the costs to what `moray bench gpu`
 measured, and writes a machine's file.
@@ -29,12 +29,24 @@ class StepTime:
     spread: float = 1.0
     # Tokens that CUDA graphs were captured for, ascending: fewer are computed as the next of these. (): as they are.
     graph_sizes: tuple[int, ...] = ()
+    # A step of more tokens than those is launched kernel by kernel, which takes a CPU so long at least.
+    launch_s: float = 0.0
 
     def step_s(self, prefill_tokens: int, prefill_pairs: float, decoding: int, kv_tokens: int) -> float:
         """Seconds of a step that computes so many prompt tokens and one token of each decoding sequence.
 
         `kv_tokens` is the sum of the decoding sequences' lengths; `prefill_pairs`: see `pairs`.
         """
+        return max(
+            self.floor_s(prefill_tokens + decoding),
+            self._computed_s(prefill_tokens, prefill_pairs, decoding, kv_tokens),
+        )
+
+    def floor_s(self, tokens: int) -> float:
+        """Below which no step of so many tokens comes."""
+        return self.launch_s if self.graph_sizes and tokens > self.graph_sizes[-1] else 0.0
+
+    def _computed_s(self, prefill_tokens: int, prefill_pairs: float, decoding: int, kv_tokens: int) -> float:
         decoding = padded(prefill_tokens, decoding, self.graph_sizes)
         return (
             self.base_s

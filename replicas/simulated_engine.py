@@ -283,9 +283,10 @@ class SimulatedEngine:
         time = self._time
         self._first_s = time.step_s(self._prefill, self._attention, self._decoding, kv_tokens) / self._speed
         self._growth_s = time.kv_token_s * self._decoding / self._speed
+        floored = time.floor_s(self._decoding) > 0.0  # then it need not grow
         # Who waits for KV needs the less of it, the more of the prompt others have cached meanwhile.
         may_shrink = self._growing and self._waiting and next(iter(self._waiting.values())).blocks
-        alone = self._prefill or preempted or may_shrink or late or not self._jump
+        alone = self._prefill or preempted or may_shrink or late or floored or not self._jump
         self._steps = 1 if alone else self._steps_alike()
         self._start = now
         self.due = now + self._duration(self._steps)

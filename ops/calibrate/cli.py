@@ -131,6 +131,7 @@ _UNITS = {
     "kv_token_s": ("a token of its KV", 1e9, "ns"),
     "prefill_token_s": ("a prompt token", 1e6, "us"),
     "prefill_pair_s": ("a pair in its attention", 1e9, "ns"),
+    "launch_s": ("a step without a CUDA graph, at least", 1e3, "ms"),
     "request_s": ("a request, besides its steps", 1e3, "ms"),
 }
 

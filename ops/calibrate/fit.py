@@ -1,8 +1,9 @@
-"""From measured steps to the costs of a step: least squares of relative errors, no cost below zero. Pure.
+"""From measured steps to the costs of a step: least relative errors, outliers bounded, no cost below zero. Pure.
 
-A step's seconds are linear in its costs, once it is known which experts it touches: that takes one number more for each
-data set, the `spread` of its decoding sequences over the experts, which is searched. Several data sets share all costs:
-they are one machine and model, and differ in how their tokens are routed.
+A step's seconds are linear in its costs, once it is known which experts it touches, and what a step takes at least that
+no CUDA graph holds. The first takes one number for each data set, the `spread` of its decoding sequences over the
+experts, which is searched; for the second, how many tokens such a step may have and still take no longer. Several data
+sets share all costs: they are one machine and model, and differ in how their tokens are routed.
 
 What rows hardly tell (one stream says little about the pairs of a prompt's attention) is held near what the data sheet
 leads one to expect, so weakly that a few rows overrule it; `Cost.uncertainty` says how much is left of that.
@@ -26,13 +27,26 @@ from ops.calibrate.rows import DataSet, Measured
 
 Floats = NDArray[np.float64]
 
-COSTS = ("base_s", "experts_s", "sequence_s", "kv_token_s", "prefill_token_s", "prefill_pair_s", "request_s")
+COSTS = (
+    "base_s",
+    "experts_s",
+    "sequence_s",
+    "kv_token_s",
+    "prefill_token_s",
+    "prefill_pair_s",
+    "launch_s",
+    "request_s",
+)
 MEASURED_SD = 0.03  # relative: what two measurements of the same step differ by
+OUTLIER = 1.5  # standard deviations
 EXPECTED_SD = 0.5  # relative: how far a cost may be from what is expected of it
 # What engines reach of a data sheet, roughly: of the bandwidth, of the FLOP/s in matrices and in a prompt's attention;
 # and what a layer's launches and a request's way take.
 _BANDWIDTH, _MATRICES, _ATTENTION = 0.9, 0.45, 0.6
-_LAYER_S, _REQUEST_S = 60e-6, 2e-3
+_LAYER_S, _LAUNCH_S, _REQUEST_S = 60e-6, 1e-3, 2e-3
+_REWEIGHTED = 8  # times: it settles in a few
+_ROUNDS = 6  # of looking where that floor ends: two are usual
+_FLOORED = 9.0  # by which a floor has to lower the loss: three standard deviations of a measurement
 
 
 class Cost(NamedTuple):
@@ -72,21 +86,38 @@ def fit(data_sets: Sequence[DataSet], spec: ModelSpec) -> Fit:
     expected = _expected(spec, data_sets)
     seconds = np.array([row.seconds for each in data_sets for row in each.measured])
 
-    def design(spreads: Sequence[float]) -> Floats:
+    def design(spreads: Sequence[float], floor: _Floor) -> Floats:
         of_all = zip(data_sets, spreads, strict=True)
         return np.array(
-            [_features(r, share, spread, each.graph_sizes) for each, spread in of_all for r in each.measured]
+            [_features(r, share, spread, each.graph_sizes, floor) for each, spread in of_all for r in each.measured]
         )
 
-    def solved(spreads: Sequence[float]) -> tuple[float, Floats]:
+    def solved(spreads: Sequence[float], floor: _Floor) -> tuple[float, Floats]:
         """(loss, costs in units of what is expected)"""
-        rows, wanted = _weighted(design(spreads) * expected, seconds)
-        found = non_negative(rows, wanted)
-        return float(((rows @ found - wanted) ** 2).sum()), found
+        return robust(*_weighted(design(spreads, floor) * expected, seconds))
 
-    spreads = _search(lambda tried: solved(tried)[0], len(data_sets))
-    rows, _ = _weighted(design(spreads) * expected, seconds)
-    found = solved(spreads)[1]
+    def floored(spreads: Sequence[float], by: Floats) -> _Floor:
+        """Where the floor ends, for steps in the order of what they compute `by` those costs."""
+        computed = design(spreads, _Floor(by, 0.0))[:, : COSTS.index("launch_s")] @ by[: COSTS.index("launch_s")]
+        tried = [_Floor(by, most_s) for most_s in (0.0, *sorted(set(computed.tolist())))]
+        return min(tried, key=lambda floor: solved(spreads, floor)[0] + _FLOORED * _launches(design(spreads, floor)))
+
+    floor = _Floor(expected, 0.0)
+
+    def searched(floor: _Floor) -> list[float]:
+        return _search(lambda tried: solved(tried, floor)[0], len(data_sets))
+
+    spreads = searched(floor)
+    for _ in range(_ROUNDS):
+        before = design(spreads, floor)
+        floor = floored(spreads, solved(spreads, floor)[1] * expected)
+        spreads = searched(floor)
+        if (design(spreads, floor) == before).all():
+            break
+    rows, _ = _weighted(design(spreads, floor) * expected, seconds)
+    found = solved(spreads, floor)[1]
+    if not _launches(design(spreads, floor)):
+        found[COSTS.index("launch_s")] = 0.0
     deviation = np.sqrt(np.diag(np.linalg.inv(rows.T @ rows)))
     relative = np.divide(deviation, found, out=np.full_like(found, math.inf), where=found > 0)
     costs = {
@@ -97,20 +128,42 @@ def fit(data_sets: Sequence[DataSet], spec: ModelSpec) -> Fit:
         StepTime(**of_step, expert_share=share, spread=spread, graph_sizes=each.graph_sizes)
         for each, spread in zip(data_sets, spreads, strict=True)
     )
-    told = iter((design(spreads) @ (found * expected)).tolist())
-    residuals = tuple(tuple(Residual(row, next(told)) for row in each.measured) for each in data_sets)
+
+    def told(row: Measured, step: StepTime) -> float:
+        return sum(step.step_s(*shape) for shape in row.steps) + row.request * costs["request_s"].seconds
+
+    residuals = tuple(
+        tuple(Residual(row, told(row, step)) for row in each.measured)
+        for each, step in zip(data_sets, steps, strict=True)
+    )
     return Fit(costs, steps, residuals)
 
 
-def _features(row: Measured, share: float, spread: float, graph_sizes: tuple[int, ...]) -> list[float]:
+class _Floor(NamedTuple):
+    """Steps that no CUDA graph holds, and that would compute `most_s` at most by these costs, take their launches."""
+
+    by: Floats
+    most_s: float
+
+
+def _launches(design: Floats) -> bool:
+    """Whether any of its steps is taken to be one of those."""
+    return bool(design[:, COSTS.index("launch_s")].any())
+
+
+def _features(row: Measured, share: float, spread: float, graph_sizes: tuple[int, ...], floor: _Floor) -> list[float]:
     """What the row has of each of `COSTS`."""
-    of = [0.0] * len(COSTS)
+    of = np.zeros(len(COSTS))
     for prefill, attended, sequences, kv in row.steps:
         decoding = padded(prefill, sequences, graph_sizes)
-        here = (1.0, touched(prefill, decoding, share, spread), decoding, kv, prefill, attended)
-        of = [total + more for total, more in zip(of, (*here, 0.0), strict=True)]
+        here = np.array([1.0, touched(prefill, decoding, share, spread), decoding, kv, prefill, attended, 0.0, 0.0])
+        launched = graph_sizes and prefill + sequences > graph_sizes[-1]
+        if launched and here @ floor.by <= floor.most_s:
+            here = np.zeros(len(COSTS))
+            here[COSTS.index("launch_s")] = 1.0
+        of += here
     of[-1] = float(row.request)
-    return of
+    return list(of)
 
 
 def _weighted(scaled: Floats, seconds: Floats) -> tuple[Floats, Floats]:
@@ -118,6 +171,21 @@ def _weighted(scaled: Floats, seconds: Floats) -> tuple[Floats, Floats]:
     costs = scaled.shape[1]
     rows = np.vstack([scaled / seconds[:, None] / MEASURED_SD, np.eye(costs) / EXPECTED_SD])
     return rows, np.concatenate([np.full(len(seconds), 1 / MEASURED_SD), np.full(costs, 1 / EXPECTED_SD)])
+
+
+def robust(rows: Floats, wanted: Floats) -> tuple[float, Floats]:
+    """(loss, x >= 0) where what is off by more than OUTLIER counts linearly instead of squared (Huber, 1964).
+
+    Here and there a step is measured at twice what it takes, as by a kernel that is compiled meanwhile.
+    """
+    weights = np.ones(len(wanted))
+    for _ in range(_REWEIGHTED):
+        found = non_negative(rows * weights[:, None], wanted * weights)
+        off = np.abs(rows @ found - wanted)
+        before, weights = weights, np.sqrt(np.minimum(1.0, OUTLIER / np.maximum(off, 1e-12)))
+        if np.allclose(before, weights, atol=1e-3):
+            break
+    return float(np.where(off <= OUTLIER, off**2, OUTLIER * (2 * off - OUTLIER)).sum()), found
 
 
 def non_negative(rows: Floats, wanted: Floats) -> Floats:
@@ -176,7 +244,7 @@ def _expected(spec: ModelSpec, data_sets: Sequence[DataSet]) -> Floats:
         return costs
     share = spec.top_k / spec.experts
     times = [
-        math.log(row.seconds / float(np.dot(_features(row, share, 1.0, each.graph_sizes), costs)))
+        math.log(row.seconds / float(np.dot(_features(row, share, 1.0, each.graph_sizes, _Floor(costs, 0.0)), costs)))
         for each in data_sets
         for row in each.measured
     ]
@@ -196,6 +264,7 @@ def _by_data_sheet(spec: ModelSpec, gpu: Gpu) -> Floats:
             spec.kv_bytes_per_token() * read_s,
             token_s,
             pair_s,
+            spec.layers * _LAUNCH_S,
             _REQUEST_S,
         ]
     )

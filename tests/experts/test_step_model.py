@@ -38,6 +38,14 @@ def test_a_graph_computes_as_many_tokens_as_it_was_captured_for() -> None:
     )
 
 
+def test_a_step_without_a_graph_takes_its_launches_at_least() -> None:
+    launched = dataclasses.replace(STEP, graph_sizes=(1, 8), launch_s=0.1)
+    assert launched.step_s(4, 10.0, 4, 0) == dataclasses.replace(launched, launch_s=0.0).step_s(4, 10.0, 4, 0) < 0.1
+    assert launched.step_s(5, 15.0, 4, 0) == launched.step_s(0, 0.0, 9, 0) == 0.1
+    assert launched.step_s(9_000, 0.0, 0, 0) == STEP.step_s(9_000, 0.0, 0, 0) > 0.1
+    assert dataclasses.replace(launched, graph_sizes=()).step_s(0, 0.0, 9, 0) < 0.1  # none of its steps has one
+
+
 def test_a_machines_file_reads_as_it_was_written() -> None:
     fitted = Fitted("H200-141GB", "32b", dataclasses.replace(STEP, spread=0.3, graph_sizes=(1, 2)), 2e-3, "made up")
     assert read(written(fitted)) == fitted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experts.step_model import StepTime
 from replicas.messages import Capacity
 from replicas.simulated_engine import SimulatedEngine
 from replicas.simulated_kv import PagedKv
@@ -32,9 +34,15 @@ class Run:
     """One engine's whole life with a load; loads and KV are looked at on the way."""
 
     def __init__(
-        self, load: list[Sent], probes: list[float], jump: bool, capacity: Capacity = SMALL, ahead: bool = False
+        self,
+        load: list[Sent],
+        probes: list[float],
+        jump: bool,
+        capacity: Capacity = SMALL,
+        ahead: bool = False,
+        step: StepTime = H200.step,
     ) -> None:
-        self.engine = SimulatedEngine(H200.step, capacity, jump=jump, ahead=ahead)
+        self.engine = SimulatedEngine(step, capacity, jump=jump, ahead=ahead)
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
@@ -99,9 +107,10 @@ loads = st.lists(
 
 
 @settings(max_examples=120)
-@given(loads, st.lists(st.floats(0.0, 2.0), max_size=4), st.booleans())
-def test_many_steps_at_once_are_as_each_by_itself(load, probes, ahead):
-    at_once, by_step = (Run(load, probes, jump, ahead=ahead) for jump in (True, False))
+@given(loads, st.lists(st.floats(0.0, 2.0), max_size=4), st.booleans(), st.sampled_from([0.0, 0.006, 0.05]))
+def test_many_steps_at_once_are_as_each_by_itself(load, probes, ahead, launch_s):
+    step = dataclasses.replace(H200.step, graph_sizes=(1, 2), launch_s=launch_s)
+    at_once, by_step = (Run(load, probes, jump, ahead=ahead, step=step) for jump in (True, False))
     for times in ("first", "last"):
         assert getattr(at_once, times) == pytest.approx(getattr(by_step, times), abs=1e-9)
     assert at_once.engine.preemptions == by_step.engine.preemptions

@@ -40,14 +40,13 @@ class Ask(msgspec.Struct, frozen=True):
 class Took(msgspec.Struct, frozen=True):
     """Seconds of the whole and of each batch (one, if all were given at once).
 
-    Of requests that came by themselves, by request: the first token, and the step that brought it.
+    Of requests that came by themselves, by request: the first token.
     """
 
     seconds: float
     batches_s: list[float]
     tokens: int
     first_s: list[float] = []
-    step_s: list[float] = []
 
 
 class RawEngine:
@@ -115,7 +114,7 @@ def main() -> None:
             if ask.due_s
             else after_steps(llm.llm_engine, prompts, wanted, ask.after_steps)
         )
-        return Took(timed.seconds, [timed.seconds], timed.tokens, timed.first_s, timed.step_s)
+        return Took(timed.seconds, [timed.seconds], timed.tokens, timed.first_s)
 
     def in_batches(ask: Ask) -> Took:
         wanted = [

@@ -19,10 +19,9 @@ class LlmEngine(Protocol):
 
 
 class Timed(NamedTuple):
-    """Seconds, by request: the first token since it was due, and the step that brought it; and of the whole."""
+    """Seconds: by request, the first token since it was due; and of the whole."""
 
     first_s: list[float]
-    step_s: list[float]  # since the tokens before, of whomever: a whole step while others decode beside
     seconds: float
     tokens: int
 
@@ -31,8 +30,8 @@ class _Answers:
     """What comes of an engine's steps. `params` must ask for each token as it comes (`RequestOutputKind.DELTA`)."""
 
     def __init__(self, count: int) -> None:
-        self._began = self._last = time.perf_counter()
-        self.first_s, self.step_s = [0.0] * count, [0.0] * count
+        self._began = time.perf_counter()
+        self.first_s = [0.0] * count
         self.seen: set[int] = set()
         self.left, self.tokens, self.steps = count, 0, 0
 
@@ -41,21 +40,19 @@ class _Answers:
         return time.perf_counter() - self._began
 
     def take(self, outputs: Sequence[Any]) -> None:
-        at = time.perf_counter()
+        at = self.now
         for output in outputs:
             number = int(output.request_id.rpartition("-")[2])
             self.tokens += len(output.outputs[0].token_ids)
             if number not in self.seen:
                 self.seen.add(number)
-                self.first_s[number], self.step_s[number] = at - self._began, at - self._last
+                self.first_s[number] = at
             self.left -= output.finished
-        if outputs:
-            self._last = at
-            self.steps += 1
+        self.steps += bool(outputs)
 
     def timed(self, due_s: Sequence[float]) -> Timed:
         first_s = [first - due for first, due in zip(self.first_s, due_s, strict=True)]
-        return Timed(first_s, self.step_s, self.now, self.tokens)
+        return Timed(first_s, self.now, self.tokens)
 
 
 def at_moments(engine: LlmEngine, prompts: Sequence[Any], params: Sequence[Any], due_s: Sequence[float]) -> Timed:

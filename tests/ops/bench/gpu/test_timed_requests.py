@@ -44,12 +44,11 @@ class Engine:
         return told
 
 
-def test_each_comes_after_its_steps_and_its_step_is_timed() -> None:
+def test_each_comes_after_its_steps() -> None:
     engine = Engine()
     found = after_steps(engine, ["a", "b", "c"], [8, 1, 1], [0, 3, 5])
     assert [engine.began_with[f"timed-{n}"] for n in range(3)] == [0, 3, 5]
     assert found.tokens == 10 and engine.steps == 8
-    assert all(STEP_S <= step < found.seconds for step in found.step_s)
     assert sum(found.first_s) < found.seconds  # each since it came
 
 
