@@ -12,8 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experts.model_spec import tier
 from ops.bench.gpu.record import lines
+from ops.bench.gpu.roofline import gpu_named, rooflines
 from ops.bench.gpu.tuning import tuned_goodput_ratio
+from ops.calibrate.rows import RAW_STEPS
 
 Row = Mapping[str, Any]
 _RATIOS = ("http_ratio_512x512x128", "http_ratio_1024x256x128")
@@ -33,11 +36,18 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     for row in beside:
         if row["what"] == "loaded" and row["load_s"] is not None and _whole(row):
             found["second_start_core_s"] = row["load_s"]  # the raw engine before it has compiled
-    if again := _only(beside, what="start", side="moray again"):
+    if again := _only(beside, what="start", side="moray again") or _only(beside, what="start", side="moray"):
         found["second_start_s"] = again["session_s"]  # from the command to a session that answers
     told = [{key: value for key, value in row.items() if key not in ("error", "trace")} for row in rows]
     # A failure's own words are in the logs, with that machine's paths.
-    return found | _headline(rows, beside) | tuned_goodput_ratio(rows) | {"rows": told}
+    return found | _headline(rows, beside) | tuned_goodput_ratio(rows) | _rooflines(rows) | {"rows": told}
+
+
+def _rooflines(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of the 32B tier's single steps, where the GPU's rates are known."""
+    gpu = gpu_named(next((row.get("gpu") for row in rows if row["what"] == "machine"), None))
+    steps = [row for row in rows if row.get("step") in RAW_STEPS and not row.get("cached")]
+    return {"roofline": rooflines(steps, tier("32b"), gpu)} if gpu else {}
 
 
 def _beside(rows: Sequence[Row]) -> Sequence[Row]:
@@ -104,7 +114,7 @@ def _headline(rows: Sequence[Row], beside: Sequence[Row]) -> dict[str, Any]:
     told("int8_throughput_over_bf16", speed("32b int8"), speed("32b bf16"))
     told("bf16_throughput_over_fp32_24_layers", speed("half bf16"), speed("half fp32"))
     told("bf16_latency_over_fp32_24_layers", ms("half bf16", 1), ms("half fp32", 1))
-    batching = (_only(beside, what="batching", kind=kind) for kind in ("continuous", "static"))
+    batching = (_only(reversed(rows), what="batching", kind=kind) for kind in ("continuous", "static"))
     told("continuous_over_static", *(row["tok_s"] if row else None for row in batching))
     contexts = sorted(
         (row["context"], row["ms_per_step"])
