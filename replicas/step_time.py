@@ -3,8 +3,8 @@
 `h200` was fitted to steps and whole runs of a vLLM 0.32.0 engine without Moray: bf16, Qwen3-30B-A3B's shape, dummy
 weights, but tokens that spread over all experts as trained gates spread them (`ops/bench/results/gpu_baseline.json`).
 All simulated figures of `ops/bench/RESULTS.md` are its. `h200-steps` is what `moray calibrate` makes of single steps
-alone, of that run and a later one (`ops/bench/results/gpu.json`); whole runs judge it. It has what `h200` has not: what a
-step without a CUDA graph takes at least.
+alone, of that run and a later one (`ops/bench/results/gpu.json`); whole runs judge it. It knows what `h200` does not:
+what a step without a CUDA graph takes at least.
 """
 
 import dataclasses
