@@ -181,11 +181,17 @@ def compile_kernels(worker: Any) -> None:
 def use_graphs(worker: Any, most_tokens: int) -> None:
     """Of the CUDA graphs that this worker has captured, only those of steps of at most so many tokens; on all workers.
 
-    Those of vLLM's V2 runner (v1/worker/gpu/cudagraph_utils.py), which looks a step's graph up by its tokens.
+    vLLM's V2 runner looks a step's graph up by its tokens (v1/worker/gpu/cudagraph_utils.py), the V1 runner asks first
+    whether they are too many (v1/cudagraph_dispatcher.py).
     """
-    manager = worker.model_runner.cudagraph_manager
-    captured = vars(manager).setdefault("moray_captured", manager._candidates)
-    manager._candidates = {step: graphs for step, graphs in captured.items() if step[0] <= most_tokens}
+    if manager := getattr(worker.model_runner, "cudagraph_manager", None):
+        captured = vars(manager).setdefault("moray_captured", manager._candidates)
+        manager._candidates = {step: graphs for step, graphs in captured.items() if step[0] <= most_tokens}
+        return
+    dispatcher = worker.model_runner.cudagraph_dispatcher
+    config = dispatcher.compilation_config
+    largest = vars(dispatcher).setdefault("moray_largest", config.max_cudagraph_capture_size)
+    config.max_cudagraph_capture_size = min(most_tokens, largest)
 
 
 def prompt_blocks(config: Any) -> "Callable[[Any, int], tuple[int, ...]]":

@@ -43,6 +43,16 @@ def test_graphs_are_those_of_steps_up_to_a_limit_and_come_back() -> None:
     assert manager._candidates == captured
 
 
+def test_the_older_runner_is_told_by_its_limit() -> None:
+    config = SimpleNamespace(max_cudagraph_capture_size=2048)
+    worker = SimpleNamespace(
+        model_runner=SimpleNamespace(cudagraph_dispatcher=SimpleNamespace(compilation_config=config))
+    )
+    for most, used in ((512, 512), (1024, 1024), (4096, 2048)):
+        use_graphs(worker, most)
+        assert config.max_cudagraph_capture_size == used
+
+
 def test_steps_by_which_a_runner_warms_are_not_counted() -> None:
     issued: list[int] = []
     execute = _counted(lambda output, **_: "made", SimpleNamespace(step_issued=issued.append))

@@ -77,3 +77,16 @@ def test_sides_of_different_passes_are_not_compared():
     found = figures(rows)
     assert found["http_ratio_512x512x128"] == 0.6 and found["req_s_512x512x128"]["moray"] == [60.0]
     assert "http_ratio_512x512x128" not in figures(rows[:4])
+
+
+def test_steps_are_held_against_what_the_gpu_can_do() -> None:
+    machine = {"what": "machine", "step": "", "gpu": "NVIDIA H200"}
+    step = {"what": "decode", "step": "calibration", "side": "raw", "batch": 64, "context": 208, "ms_per_step": 18.0}
+    [found] = figures([machine, step, step | {"step": "headline"}])["roofline"]
+    assert found["phase"] == "decode" and 0.6 < found["of_bandwidth"] < 0.8
+    assert "roofline" not in figures([machine | {"gpu": None}, step])
+
+
+def test_a_session_behind_the_raw_engine_starts_a_second_time() -> None:
+    start = {"what": "start", "side": "moray", "step": "moray", "session_s": 35.2}
+    assert figures([run("raw", 1.0), run("moray", 1.0), start])["second_start_s"] == 35.2
