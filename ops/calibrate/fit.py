@@ -1,9 +1,9 @@
 """From measured steps to the costs of a step: least relative errors, outliers bounded, no cost below zero. Pure.
 
-A step's seconds are linear in its costs, once it is known which experts it touches, and what a step takes at least that
-no CUDA graph holds. The first takes one number for each data set, the `spread` of its decoding sequences over the
-experts, which is searched; for the second, how many tokens such a step may have and still take no longer. Several data
-sets share all costs: they are one machine and model, and differ in how their tokens are routed.
+A step's seconds are linear in its costs, once two things are known. Which experts it touches: that takes one number for
+each data set, the `spread` of its decoding sequences over the experts. And which of the steps that no CUDA graph holds
+take their launches and no longer: those that compute less than some limit. Both are searched. Several data sets share
+all costs: they are one machine and model, and differ in how their tokens are routed.
 
 What rows hardly tell (one stream says little about the pairs of a prompt's attention) is held near what the data sheet
 leads one to expect, so weakly that a few rows overrule it; `Cost.uncertainty` says how much is left of that.
@@ -102,11 +102,10 @@ def fit(data_sets: Sequence[DataSet], spec: ModelSpec) -> Fit:
         tried = [_Floor(by, most_s) for most_s in (0.0, *sorted(set(computed.tolist())))]
         return min(tried, key=lambda floor: solved(spreads, floor)[0] + _FLOORED * _launches(design(spreads, floor)))
 
-    floor = _Floor(expected, 0.0)
-
     def searched(floor: _Floor) -> list[float]:
         return _search(lambda tried: solved(tried, floor)[0], len(data_sets))
 
+    floor = _Floor(expected, 0.0)
     spreads = searched(floor)
     for _ in range(_ROUNDS):
         before = design(spreads, floor)
