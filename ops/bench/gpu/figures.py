@@ -46,7 +46,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
 def _rooflines(rows: Sequence[Row]) -> dict[str, Any]:
     """Of the 32B tier's single steps, where the GPU's rates are known."""
     gpu = gpu_named(next((row.get("gpu") for row in rows if row["what"] == "machine"), None))
-    steps = [row for row in rows if row.get("step") in RAW_STEPS and not row.get("cached")]
+    steps = [row for row in rows if row.get("step") in (*RAW_STEPS, "roofline") and not row.get("cached")]
     return {"roofline": rooflines(steps, tier("32b"), gpu)} if gpu else {}
 
 

@@ -9,13 +9,11 @@ from typing import Any
 
 from cluster.app import engine_spec
 from cluster.config import load
-from experts.model_spec import from_config
 from ops.bench.direct_engine import BenchFailed
 from ops.bench.gpu.calibration_steps import whole_prompts
 from ops.bench.gpu.raw_engine import RawEngine
 from ops.bench.gpu.raw_steps import decode
 from ops.bench.gpu.record import Notes, Step, lines
-from ops.bench.gpu.roofline import gpu_named, rooflines
 from ops.bench.gpu.runs import GpuRun
 from ops.bench.gpu.sides import Bench
 from ops.bench.gpu.watching import machine
@@ -26,8 +24,8 @@ from ops.tune.state import State
 from ops.tune.tuning import Goal, search
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.05)
-# What vLLM's server takes on an H100 or H200, and Moray with it (vLLM 0.32, engine/arg_utils.py): the default to be
-# better than.
+# What vLLM's server takes on an H100 or H200, and Moray with it (vLLM 0.32, engine/arg_utils.py), its own CUDA graphs
+# instead of the bench's few: the default to be better than.
 SERVERS_OWN: Mapping[str, Any] = MappingProxyType(
     {"max_num_batched_tokens": 8192, "max_num_seqs": 1024, "compilation_config": {}}
 )
@@ -83,14 +81,6 @@ def tune(run: GpuRun) -> list[Step]:
             for batch in BATCHES:
                 decode(bench, raw, batch, 512, "roofline")
             whole_prompts(bench, raw, PROMPTS)
-        gpu = gpu_named(machine()["gpu"])
-        if gpu is None:
-            notes.add(what="note", text="no roofline: the bandwidth and FLOP/s of this machine are not known here")
-            return
-        spec = from_config(json.loads((bench.engine.directory / "config.json").read_text()), "32b")
-        measured = [row for row in lines(notes.out / "results.jsonl") if row["step"] == "roofline"]
-        for row in rooflines(measured, spec, gpu):
-            notes.add(what="roofline", gpu=gpu.name, **row)
 
     return [Step("tune", _TUNE_NEEDS_S, tuned), Step("roofline", _ROOFLINE_NEEDS_S, roofline)]
 
