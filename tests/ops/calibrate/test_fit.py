@@ -52,15 +52,15 @@ def steps(draw: st.DrawFn) -> StepTime:
     return StepTime(*costs, about(1e-9), spread=spread, graph_sizes=draw(st.sampled_from([(), GRAPHS])))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(steps(), st.floats(1e-3, 5e-3))
 def test_it_finds_the_costs_that_rows_were_made_from(step, request_s) -> None:
     """So many rows that what is expected of the machine weighs nothing."""
-    found = fit([made(step, request_s, times=20)], SPEC)
+    found = fit([made(step, request_s, times=40)], SPEC)
     assert found.steps[0].spread == pytest.approx(step.spread, abs=0.01)
     for name in COSTS[:-1]:
         assert getattr(found.steps[0], name) == pytest.approx(getattr(step, name), rel=0.03), name
-    assert found.request_s == pytest.approx(request_s, rel=0.1)
+    assert found.request_s == pytest.approx(request_s, rel=0.05)
     assert max(abs(r.error) for r in found.residuals[0]) < 0.002
 
 
@@ -73,7 +73,7 @@ def test_it_finds_what_a_step_without_a_graph_takes_at_least(spread, launch_s, s
     assert found.steps[0].prefill_token_s == pytest.approx(13e-6, rel=0.01)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(steps(), st.integers(0, 1000))
 def test_noise_moves_costs_by_no_more_than_it_says(step, seed) -> None:
     found = fit([made(step, 2e-3, noise=0.03, seed=seed)], SPEC)
