@@ -33,7 +33,7 @@ QUICK = {
     "autoscaling.scale_in_after_s": "3",
 }
 ASKED = 16  # different requests
-BUSY, CALM = 24, 3  # streams at a time; a replica runs eight
+BUSY, CALM = 24, 1  # streams at a time; a replica runs eight, and one is far from asking for two
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +160,15 @@ def test_the_number_outlives_the_router(scaled: Any, expected: list[Answer]) -> 
         pid = scaled.status()["router"]["pid"]
         os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
-        while time.monotonic() < began + 5.0 or scaled.status()["autoscaling"]["target"] is None:
-            assert time.monotonic() < began + 60.0
+        while True:
             time.sleep(0.5)
-        status = scaled.status()
-        assert status["router"]["pid"] != pid and status["autoscaling"]["target"] == len(status["replicas"]) == 2
+            if status := scaled.status_if_known():
+                target = status["autoscaling"]["target"]
+                assert target in (None, 2), status["autoscaling"]
+                anew = status["router"]["pid"] != pid and len(status["replicas"]) == target
+                if anew and time.monotonic() > began + 5.0:
+                    return
+            assert time.monotonic() < began + 60.0, status
 
     answers = asyncio.run(day(scaled, kill_the_router))
     assert [(i, got) for i, got in answers if got != expected[i]] == []
