@@ -1,7 +1,6 @@
 """The settings group `rollout`: how one version of the model is rolled to another, unless who asks for it says more.
 
-Defaults are those of the decisions (ops/rollout/spec.py), which this package may not import; a test holds the two
-together.
+The decisions (ops/rollout/spec.py) take their defaults from here: this package may not import them.
 """
 
 from __future__ import annotations

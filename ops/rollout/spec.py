@@ -5,7 +5,11 @@ import math
 
 import msgspec
 
+from cluster.rollout_settings import Rollout
+
 MAX_STEPS = 20
+
+_USUAL = Rollout()  # what counts where nobody says otherwise
 
 
 class Strategy(enum.StrEnum):
@@ -20,34 +24,39 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     A gate says no where the difference is larger than that and not chance, yes where it is surely smaller.
     """
 
-    ttft_ratio: float = 1.25  # times the stable version's time to the first token
-    tpot_ratio: float = 1.25  # times its time per token
-    length_ratio: float = 1.5  # times its answers' length, or one over that
-    errors: float = 0.03  # failed requests, as a share of all, above its own
-    unfinished_ratio: float = 2.0  # times its requests in flight, for each that ended: answers that find no end
-    golden_exact: float = 1.0  # share of the golden prompts' answers that have to be exact
-    golden_distance: float = 0.05  # mean |difference| of log-probabilities (nats) of golden prompts that have them
-    false_rollback: float = 0.05  # chance, over all gates, steps and looks, that a version just like it is rolled back
+    ttft_ratio: float = _USUAL.ttft_ratio  # times the stable version's time to the first token
+    tpot_ratio: float = _USUAL.tpot_ratio  # times its time per token
+    length_ratio: float = _USUAL.length_ratio  # times its answers' length, or one over that
+    errors: float = _USUAL.errors  # failed requests, as a share of all, above its own
+    # times its requests in flight, for each that ended: answers that find no end
+    unfinished_ratio: float = _USUAL.unfinished_ratio
+    golden_exact: float = _USUAL.golden_exact  # share of the golden prompts' answers that have to be exact
+    # mean |difference| of log-probabilities (nats) of golden prompts that have them
+    golden_distance: float = _USUAL.golden_distance
+    # chance, over all gates, steps and looks, that a version just like it is rolled back
+    false_rollback: float = _USUAL.false_rollback
 
 
 class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A rollout as it is asked for. ValueError, a sentence: it cannot be one."""
 
     version: str  # of the store
-    strategy: Strategy = Strategy.AUTO
+    strategy: Strategy = Strategy(_USUAL.strategy)
     # Shares of the traffic that the new version gets one after the other, each watched until its gates say yes. It
     # gets no more than its part of the replicas, or it would look slow for being overloaded.
-    steps: tuple[float, ...] = (0.1, 0.5)
-    mirror: float = 0.0  # share of the requests of which a copy runs on the new version too, unseen by clients
+    steps: tuple[float, ...] = _USUAL.steps
+    # share of the requests of which a copy runs on the new version too, unseen by clients
+    mirror: float = _USUAL.mirror
     gates: Gates = Gates()
-    min_samples: int = 100  # requests of each version that a step needs before its gates may say yes
-    step_s: float = 60.0  # seconds that a step is watched at least
-    settle_s: float = 5.0  # seconds after a change of shares whose requests do not count: caches begin empty
-    deadline_s: float = 3600.0  # seconds that a step may take; without a yes by then all goes back
-    finish_s: float = 30.0  # seconds that running requests have to end in before their replica is swapped
-    swap_timeout_s: float = 900.0  # seconds that a replica has to load, on top of that
-    attempts: int = 2  # swaps to the new version in which a replica may be lost
-    surge: int = 1  # extra replicas of the surge strategy
+    min_samples: int = _USUAL.min_samples  # requests of each version that a step needs before its gates may say yes
+    step_s: float = _USUAL.step_s  # seconds that a step is watched at least
+    # seconds after a change of shares whose requests do not count: caches begin empty
+    settle_s: float = _USUAL.settle_s
+    deadline_s: float = _USUAL.deadline_s  # seconds that a step may take; without a yes by then all goes back
+    finish_s: float = _USUAL.finish_s  # seconds that running requests have to end in before their replica is swapped
+    swap_timeout_s: float = _USUAL.swap_timeout_s  # seconds that a replica has to load, on top of that
+    attempts: int = _USUAL.attempts  # swaps to the new version in which a replica may be lost
+    surge: int = _USUAL.surge  # extra replicas of the surge strategy
 
     def __post_init__(self) -> None:
         if why := self._why_not():

@@ -18,12 +18,10 @@ def made(overrides: dict[str, object], config: Path | None = None) -> RolloutsSp
     return rollouts_spec(load(config, {}, overrides, Machine(2, 0), to_run=False).settings)
 
 
-def test_defaults_are_the_decisions_own() -> None:
+def test_what_can_be_asked_for_can_be_set() -> None:
     spec = made({})
-    assert msgspec.convert(spec.defaults | {"version": "v2"}, RolloutSpec) == RolloutSpec(version="v2")
     named = {"version", "gates"} | set(Rollout.model_fields)
-    missing = (set(RolloutSpec.__struct_fields__) | set(spec.defaults["gates"])) - named
-    assert not missing, "what can be asked for, can be set"
+    assert not (set(RolloutSpec.__struct_fields__) | set(spec.defaults["gates"])) - named
 
 
 def test_the_embedded_models_store_and_version() -> None:
