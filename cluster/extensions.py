@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cluster.journal import Journal
-from cluster.router_link import RayRouterLink
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -34,7 +33,6 @@ class GatewayContext:
 
     model: str  # its name in the API
     gateway: str  # the id by which the router knows it
-    router: RayRouterLink
     core: Any  # its ClusterCore, which this module may not import: that would bring vLLM to whoever starts the app
     journal: Journal  # tells its listeners of each request that ended
     require_operator: Callable[["Request"], None]  # HTTPException 403 unless an operator's key asks; see Gateway

@@ -142,14 +142,14 @@ async def build_app(spec: GatewaySpec, router: RayRouterLink, wanted: Callable[[
     args.reasoning_parser = arguments.reasoning_parser
     args.structured_outputs_config = config.structured_outputs_config
     args.tool_call_parser = spec.tool_call_parser
-    args.enable_auto_tool_choice = spec.tool_call_parser is not None
+    args.enable_auto_tool_choice = spec.tool_call_parser is not None  # vLLM refuses one without the other
     args.allowed_origins = list(spec.allowed_origins)
     validate_parsed_serve_args(args)
     tasks = ("generate",)
     app = vllm_app(args, tasks, config.model_config)
     await init_app_state(llm, app.state, args, tasks)
     may_command = partial(_require_operator, spec)
-    context = GatewayContext(spec.engine.model, gateway, router, core, journal, may_command, wanted)
+    context = GatewayContext(spec.engine.model, gateway, core, journal, may_command, wanted)
     _add_own_routes(app, spec, router, core)
     add_routes(app, context)
     _adapt(app, spec)
@@ -213,6 +213,12 @@ def _adapt(app: "FastAPI", spec: GatewaySpec) -> None:
 
     app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", None) not in _NOT_OF_A_CLUSTER]
     app.add_exception_handler(HTTPException, http_exception_handler)  # vLLM knows FastAPI's subclass only
+
+    async def router_gone(request: "Request", gone: Exception) -> Any:
+        answer = HTTPException(503, f"The router does not answer ({gone}); Ray restarts it.")
+        return await http_exception_handler(request, answer)
+
+    app.add_exception_handler(RouterGone, router_gone)
     # Each middleware costs every token a call. Requests are counted by Ray Serve's own ingress metrics.
     idle = {PrometheusInstrumentatorMiddleware} | (set() if spec.allowed_origins else {CORSMiddleware})
     app.user_middleware = [m for m in app.user_middleware if getattr(m, "cls", None) not in idle]
@@ -249,46 +255,31 @@ def _require_operator(spec: GatewaySpec, request: "Request") -> None:
 def _add_own_routes(app: "FastAPI", spec: GatewaySpec, router: RayRouterLink, core: Any) -> None:
     from fastapi import HTTPException, Request
 
+    from cluster.operator_order import order_of
+
     @app.post("/moray/drain")
     async def drain(request: Request) -> dict[str, str]:
-        """For operators: see DrainRequest. JSON only, which no page of another origin can send unasked."""
+        """For operators: see DrainRequest."""
         _require_operator(spec, request)
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            raise HTTPException(415, "Send application/json.")
         try:
-            asked = msgspec.json.decode(await request.body(), type=DrainRequest)
-        except msgspec.MsgspecError as error:
-            raise HTTPException(400, f"The body is not understood: {error}") from error
-        try:
-            return {"replica": await router.drain(asked)}
+            return {"replica": await router.drain(await order_of(request, DrainRequest))}
         except DrainRefused as refusal:
             raise HTTPException(409, str(refusal)) from refusal
-        except RouterGone as error:
-            raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
 
     @app.get("/moray/targets")
     async def scrape_targets() -> list[dict[str, Any]]:
         """Where Prometheus finds all metrics of this cluster, as its http_sd_configs want it."""
-        try:
-            return targets(await router.metrics_addresses(), await asyncio.to_thread(ray.nodes))
-        except RouterGone as error:
-            raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
+        return targets(await router.metrics_addresses(), await asyncio.to_thread(ray.nodes))
 
     @app.get("/moray/experts")
     async def experts() -> dict[str, Any]:
         """What the experts were given in the last minute, summed over the replicas."""
-        try:
-            return {"model": spec.engine.model} | await router.experts()
-        except RouterGone as error:
-            raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
+        return {"model": spec.engine.model} | await router.experts()
 
     @app.get("/moray/status")
     async def status(brief: bool = False) -> dict[str, Any]:
         """The cluster as the router sees it, and what this gateway has open. `brief`: not which experts are where."""
-        try:
-            told = await router.status(brief)
-        except RouterGone as error:
-            raise HTTPException(503, f"The router does not answer ({error}); Ray restarts it.") from error
+        told = await router.status(brief)
         told["model"] = {"name": spec.engine.model, "path": spec.engine.engine_args["model"]}
         told["gateway"] = {
             "pid": os.getpid(),

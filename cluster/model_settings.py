@@ -108,11 +108,6 @@ class Model(Group):
         """The checkpoint's directory, the embedded one's included."""
         return self.path or (self.store or _embedded_store()) / self.version_name
 
-    @property
-    def enable_auto_tool_choice(self) -> bool:
-        """Follows from the parser: vLLM refuses one without the other."""
-        return self.tool_call_parser is not None
-
 
 def _embedded_store() -> Path:
     from experts.tiny_r1 import store_path

@@ -67,13 +67,10 @@ class RayRouterLink:
 
     async def drain(self, asked: DrainRequest) -> str:
         """Has a replica drained, or no longer; returns its id. Raises DrainRefused and RouterGone."""
-        try:
-            answer: dict[str, str] = await (await find_router(self._model, CONNECT_TIMEOUT_S)).drain.remote(asked)
-        except (ray.exceptions.RayError, OSError) as error:
-            raise RouterGone(f"{type(error).__name__}: {error}") from error
+        answer = await self._ask("drain", asked)
         if refusal := answer.get("refused"):
             raise DrainRefused(refusal)
-        return answer["replica"]
+        return str(answer["replica"])
 
     async def status(self, brief: bool = False) -> dict[str, Any]:
         """What the router holds: `RouterState.status`. Raises RouterGone."""

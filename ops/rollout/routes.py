@@ -8,6 +8,7 @@ import msgspec
 from fastapi import FastAPI, HTTPException, Request
 
 from cluster.extensions import GatewayContext
+from cluster.operator_order import order_of
 from cluster.outcomes import context_of_request
 from ops.controller.reporter import ControllerGone
 from ops.controller.routes import ControllerLink
@@ -40,12 +41,7 @@ def add(app: FastAPI, context: GatewayContext) -> None:
     async def told(request: Request, kind: Any) -> Any:
         """The body of an operator's order."""
         context.require_operator(request)
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            raise HTTPException(415, "Send application/json.")
-        try:
-            return msgspec.json.decode(await request.body(), type=kind)
-        except msgspec.MsgspecError as error:
-            raise HTTPException(400, f"The body is not understood: {error}") from error
+        return await order_of(request, kind)
 
     @app.get("/moray/rollouts")
     async def rollouts() -> dict[str, Any]:

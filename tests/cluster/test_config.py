@@ -44,7 +44,6 @@ def test_the_promised_defaults():
     assert (made.router.no_replica_wait_s, made.router.retry_after_s) == (30.0, 5)
     assert made.model.embedded and made.model.served_name == "tiny-r1"
     assert (made.model.dtype, made.model.reasoning_parser) == ("float32", "deepseek_r1")
-    assert not made.model.enable_auto_tool_choice
 
 
 def test_every_setting_says_what_it_is_for():

@@ -16,6 +16,8 @@ import pytest
 import pytest_asyncio
 from api_stack import Stack, running
 
+from cluster.router_link import RouterGone
+
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
 
@@ -170,3 +172,17 @@ async def test_a_model_without_versions_names_none(stack: Stack) -> None:
     assert reply.json()["system_fingerprint"] == stack.app.state.openai_serving_chat.__dict__["system_fingerprint"]
     refused = await stack.client.post(CHAT, json={"model": "tiny-r1", **ASK}, headers={"x-moray-version": "v1"})
     assert refused.status_code == 400 and "in no versions" in refused.json()["error"]["message"]
+
+
+async def test_what_only_a_router_knows_is_503_without_it(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: object) -> None:
+        raise RouterGone("ActorDiedError: killed")
+
+    for method in ("status", "experts", "metrics_addresses", "drain"):
+        monkeypatch.setattr(stack.router, method, away, raising=False)
+    replies = [await stack.client.get(f"/moray/{path}") for path in ("status", "experts", "targets")]
+    for reply in [*replies, await stack.client.post("/moray/drain", json={"replica": "r"})]:
+        assert reply.status_code == 503
+        assert "(ActorDiedError: killed); Ray restarts it" in reply.json()["error"]["message"]
+    refused = await stack.client.post("/moray/drain", content=b"{}", headers={"content-type": "text/plain"})
+    assert refused.status_code == 415, "what a page of another origin can send"
