@@ -50,7 +50,7 @@ class Batcher(Protocol):
         """Nothing more is granted to it; what runs there goes on. False: that life of it is not known."""
         ...
 
-    def report(self, load: LoadReport, now: float) -> bool:
+    def report(self, load: LoadReport) -> bool:
         """Takes a load report; False if that replica, in that epoch, is not known here."""
         ...
 

@@ -104,7 +104,7 @@ class ContinuousBatcher:
         self._pools.drain(room)
         return True
 
-    def report(self, load: LoadReport, now: float) -> bool:
+    def report(self, load: LoadReport) -> bool:
         """Takes a load report; False if that replica, in that epoch, is not known here."""
         room = self._pools.known(load.replica_id, load.epoch)
         if room is None:

@@ -92,7 +92,7 @@ class BindOnArrival:
         self._list_candidates()
         return True
 
-    def report(self, load: LoadReport, now: float) -> bool:
+    def report(self, load: LoadReport) -> bool:
         if (peer := self._known(load.replica_id, load.epoch)) is None:
             return False
         peer.load = load

@@ -165,10 +165,10 @@ class Router:
             self._decide()
         return self._state.answer(load) if known else None
 
-    async def swap(self, replica_id: str, swap: Swap, migrate: bool) -> dict[str, str]:
+    async def swap(self, replica_id: str, swap: Swap) -> dict[str, str]:
         """{"replica": its id}, or {"refused": why not}. The same command a second time changes nothing."""
         try:
-            swapped = self._state.swap(replica_id, swap, migrate)
+            swapped = self._state.swap(replica_id, swap)
         except SwapRefused as refusal:
             return {"refused": str(refusal)}
         self._decide()

@@ -99,7 +99,7 @@ class RouterState:
             self._moves.setdefault(gateway, []).append(request_id)
 
     def report(self, load: LoadReport, now: float) -> bool:
-        known = self._batcher.report(load, now)
+        known = self._batcher.report(load)
         if known:
             self._heard[load.replica_id] = now
             if load.experts is not None:
@@ -123,16 +123,16 @@ class RouterState:
             self._batcher.drain(replica_id, info.epoch)
         self._roster_version += 1  # a gateway that has lost its connection since meets it again
 
-    def swap(self, replica_id: str, swap: Swap, migrate: bool) -> str:
+    def swap(self, replica_id: str, swap: Swap) -> str:
         """Has a replica given another version's weights, once; returns its id. Raises SwapRefused.
 
-        Nothing is granted to it from here on. `migrate`: what it runs moves to others of its version, if any take it.
+        Nothing is granted to it from here on. What it runs moves to others of its version, if any take it.
         """
         if (info := self._roster.get(replica_id)) is None:
             raise SwapRefused(f"there is no replica {replica_id}")
         if self._swaps.begin(replica_id, swap, self.state_of(replica_id) == "draining"):
             self._batcher.drain(replica_id, info.epoch)
-            if migrate and self._taking(info.version):
+            if self._taking(info.version):
                 self._move(replica_id)
         return replica_id
 

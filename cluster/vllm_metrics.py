@@ -8,7 +8,7 @@ away: `moray_kv_used_ratio`, `moray_prefix_hit_tokens_total` and so on tell of e
 
 from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY
 
 # What only an engine core knows (vllm/v1/metrics/loggers.py, PrometheusStatLogger.record under `scheduler_stats`).
 OF_AN_ENGINE = (
@@ -29,16 +29,16 @@ OF_AN_ENGINE = (
 )
 
 
-def show_cluster_as_engine(manager: Any, core: Any, registry: CollectorRegistry = REGISTRY) -> None:
+def show_cluster_as_engine(manager: Any, core: Any) -> None:
     """`manager` is AsyncLLM's StatLoggerManager, `core` its ClusterCore."""
     for logger in manager.stat_loggers:
         if (running := getattr(logger, "gauge_scheduler_running", None)) is not None:
             running[0].set_function(lambda: _running(core))
             logger.gauge_scheduler_waiting[0].set_function(lambda: core.open_requests - _running(core))
     for name in OF_AN_ENGINE:
-        collector = registry._names_to_collectors.get(name)  # it has no public way from a name to what is registered
+        collector = REGISTRY._names_to_collectors.get(name)  # it has no public way from a name to what is registered
         if collector is not None:
-            registry.unregister(collector)
+            REGISTRY.unregister(collector)
 
 
 def _running(core: Any) -> int:

@@ -10,7 +10,6 @@ from experts.sharding import (
     LONG_CONTEXT,
     Assessment,
     Demand,
-    Efficiency,
     Prefill,
     kv_bytes_per_token,
     step,
@@ -39,9 +38,7 @@ class NoTime(ValueError):
     """Not even a block of a prompt can be computed within the TPOT, beside all sequences."""
 
 
-def limits(
-    spec: ModelSpec, cluster: Cluster, found: Assessment, demand: Demand, efficiency: Efficiency | None = None
-) -> Limits:
+def limits(spec: ModelSpec, cluster: Cluster, found: Assessment, demand: Demand) -> Limits:
     """Limits under which steps keep `demand.tpot_s`. `found` has a step. Raises NoTime.
 
     Two, for a prompt's tokens cost more the later they come: a step full of usual prompts, and one with a chunk of a
@@ -49,7 +46,7 @@ def limits(
     steps keeps it; the last of them take longer.
     """
     assert found.step is not None, "a layout that fits"
-    sequences, efficiency = found.step.sequences, efficiency or usual_efficiency()
+    sequences, efficiency = found.step.sequences, usual_efficiency()
 
     def seconds(tokens: int, earlier: float, cached: float) -> float:
         prefill = Prefill(tokens, earlier, cached)

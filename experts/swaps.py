@@ -50,12 +50,11 @@ def swapped(
     load: Floats,
     copies: Ints,
     goal: Floats | None = None,
-    most: int | Ints = MOST_SWAPS,
     home: Floats | None = None,
 ) -> Ints:
     """Swaps between the fullest rank and another, the best one each time, until none helps or `goal` is reached.
 
-    All layers at once. `goal` [layer]: the fullest rank's load that is low enough; `most` [layer] swaps.
+    All layers at once. `goal` [layer]: the fullest rank's load that is low enough.
     """
     placed = placed.copy()
     layers, ranks, slots = placed.shape
@@ -66,10 +65,8 @@ def swapped(
     goal = mean if goal is None else goal
     rank_of = np.repeat(np.arange(ranks), slots)
     active = np.flatnonzero(loads.max(1) > np.maximum(goal, mean * (1 + LEAST_GAIN)))
-    allowed = np.broadcast_to(np.asarray(most), (layers,))
     cost = None if home is None else _cost_of_leaving(home, ranks)
-    for done in range(MOST_SWAPS):
-        active = active[allowed[active] > done]
+    for _ in range(MOST_SWAPS):
         if not active.size:
             break
         rows = np.arange(active.size)

@@ -28,31 +28,26 @@ class Machine:
 # The 32B tier: 48 layers, 4 KV heads of 128; weights 57 GB.
 WEIGHT_BYTES = 57e9
 KV_BYTES_PER_TOKEN = 48 * 2 * 4 * 128 * 2  # layers, key and value, KV heads, head size, bf16: 96 KiB
+UTILIZATION = 0.9  # share of the GPU's memory that the engine takes
 ACTIVATION_BYTES = 3e9  # activations and CUDA graphs: assumed
 KV_BLOCK_TOKENS = 16  # vLLM's default
 
 
-def capacity(
-    memory_bytes: float,
-    max_num_seqs: int = 256,
-    max_num_batched_tokens: int = 2048,
-    utilization: float = 0.9,
-    max_model_len: int = 32_768,
-) -> Capacity:
+def capacity(memory_bytes: float, max_num_seqs: int = 256) -> Capacity:
     """What a GPU holds with the 32B tier on it.
 
     256 sequences are vLLM 0.32's default for its server on an A100, 1,024 on an H200 (`get_batch_defaults`). 2,048
     tokens a step are that for an A100 too, and here for both: with an H200's 8,192 a step of prefill would take 131 ms,
     and no stream beside it could hold 50 ms a token.
     """
-    kv_bytes = utilization * memory_bytes - WEIGHT_BYTES - ACTIVATION_BYTES
+    kv_bytes = UTILIZATION * memory_bytes - WEIGHT_BYTES - ACTIVATION_BYTES
     blocks = int(kv_bytes // (KV_BYTES_PER_TOKEN * KV_BLOCK_TOKENS))
     return Capacity(
         kv_tokens=blocks * KV_BLOCK_TOKENS,
         block_tokens=KV_BLOCK_TOKENS,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_model_len=max_model_len,
+        max_num_batched_tokens=2048,
+        max_model_len=32_768,
     )
 
 

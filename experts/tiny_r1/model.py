@@ -203,8 +203,8 @@ def save_weights(model: TinyR1, path: Path) -> None:
     scratch.replace(path)
 
 
-def load_weights(path: Path, device: str = "cpu") -> TinyR1:
-    stored = torch.load(path, map_location=device, weights_only=True)
+def load_weights(path: Path) -> TinyR1:
+    stored = torch.load(path, map_location="cpu", weights_only=True)
     model = TinyR1(ModelShape(**stored["shape"]))
     model.load_state_dict(stored["weights"])
-    return model.to(device)
+    return model

@@ -47,11 +47,11 @@ def run(engine: DirectEngine, concurrency: int, counted: bool) -> Result:
     return engine.run(Round(prompts_of(Task.ADDITION, count), [OUTPUT_TOKENS] * count, concurrency, counted))
 
 
-def counting_s(tokens: int, steps: int = 4096) -> float:
+def counting_s(tokens: int) -> float:
     """Seconds that counting takes of a step with so many tokens, on the embedded model: the median of nine tries."""
     import torch
 
-    layers, experts, top_k = 4, 8, 2
+    layers, experts, top_k, steps = 4, 8, 2, 4096
     ids = [torch.randint(0, experts, (tokens, top_k), dtype=torch.int32) for _ in range(layers)]
     counter = KeptChoices(layers, experts)
     tells = [counter.of_layer(layer) for layer in range(layers)]

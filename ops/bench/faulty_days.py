@@ -17,6 +17,7 @@ MODEL = "model@1"
 REPLICAS = ("r0", "r1", "r2", "r3")
 DAY_S, TICK_S = 86400.0, 5.0
 PEAK_S = 14 * 3600.0
+GAP_S = 2400.0  # between two faults, at least
 HANG_TIMEOUT_S = 15.0  # after which the router gives a frozen replica nothing more
 
 LATENCY = frozenset({"slo-burn-fast", "slo-burn-slow", "model-latency", "replica-latency", "ttft-drift", "tpot-drift"})
@@ -62,17 +63,17 @@ class Fault(NamedTuple):
         return self.begin_s + self.sort.lasts_s
 
 
-def faults(rng: random.Random, begin_s: float, days: float, gap_s: float = 2400.0) -> list[Fault]:
-    """Each sort once, in random order, at random times, with so much time between two. ValueError: too few days."""
+def faults(rng: random.Random, begin_s: float, days: float) -> list[Fault]:
+    """Each sort once, in random order, at random times, `GAP_S` or more apart. ValueError: too few days."""
     order = rng.sample(SORTS, len(SORTS))
-    spare = days * DAY_S - sum(sort.lasts_s + gap_s for sort in order)
+    spare = days * DAY_S - sum(sort.lasts_s + GAP_S for sort in order)
     if spare < 0:
         raise ValueError(f"{days:g} days are too few for all faults")
     cuts = sorted(rng.uniform(0.0, spare) for _ in order)
     placed, used = [], 0.0
     for sort, cut in zip(order, cuts, strict=True):
         placed.append(Fault(sort, begin_s + cut + used, rng.choice(REPLICAS) if sort.one_replica else None))
-        used += sort.lasts_s + gap_s
+        used += sort.lasts_s + GAP_S
     return placed
 
 

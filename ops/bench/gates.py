@@ -17,7 +17,7 @@ from ops.rollout.decide import decide
 from ops.rollout.observed import Check, Observed, ReplicaSeen
 from ops.rollout.samples import Request, Window
 from ops.rollout.spec import RolloutSpec
-from ops.rollout.state import Phase, Rollout, started
+from ops.rollout.state import Phase, started
 from replicas.assignment import Assignment
 from replicas.messages import SwapReport
 
@@ -120,7 +120,7 @@ class World:
         request = Request(version, began_s, prompt, ttft_s, tpot_s if tokens > 1 else None, tokens, failed)
         return began_s + seconds, request
 
-    def observed(self, rollout: Rollout) -> Observed:
+    def observed(self) -> Observed:
         if self.window is not None:
             running = [request.version for _, request in self._open]
             self.window.running({name: running.count(name) for name in (OLD, NEW)})
@@ -154,7 +154,7 @@ def roll(fault: Fault, replicas: int, rate: float, spec: RolloutSpec, seed: int)
     watch_s, first_s, before = None, 0.0, {OLD: 0, NEW: 0}
     while rollout.phase in (Phase.PENDING, Phase.VERIFYING, Phase.CANARY, Phase.PROMOTING) and world.now < LIMIT_S:
         world.tick()
-        decision = decide(rollout, world.observed(rollout))
+        decision = decide(rollout, world.observed())
         rollout = decision.rollout
         for action in decision.actions:
             world.do(action)

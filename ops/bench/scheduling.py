@@ -111,7 +111,7 @@ def core_ticket_s(replicas: int, count: int) -> float:
             batcher.release(Released(request_id=running.popleft(), output_tokens=OUTPUT_TOKENS, whole=True))
         which = number % replicas
         work[which] = after_steps(work[which])
-        batcher.report(report_of(which, work[which]), now)
+        batcher.report(report_of(which, work[which]))
     seconds = time.process_time() - began
     if batcher.placed + batcher.queued > RUNNING_EACH * replicas:
         raise RuntimeError("the batcher fell behind: tickets wait where there is room")

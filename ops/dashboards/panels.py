@@ -11,7 +11,6 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 TAG = "moray"
 SOURCE = parts.DataSourceRef(type_val="prometheus", uid="${datasource}")
-WIDTH = 24  # of Grafana's grid
 
 
 class _Queried(Protocol):
@@ -91,14 +90,14 @@ def figure(
     return _with(panel, [Query(query)])
 
 
-def heat(title: str, what: str, unit: str, query: Query, wide: int = 24) -> heatmap.Panel:
+def heat(title: str, what: str, unit: str, query: Query) -> heatmap.Panel:
     """Rows of colours over time: each series of the query is a row."""
     panel = (
         heatmap.Panel()
         .title(title)
         .description(what)
         .datasource(SOURCE)
-        .span(wide)
+        .span(24)
         .height(10)
         .calculate(False)
         .rows_frame(heatmap.RowsHeatmapOptions().layout(looks.HeatmapCellLayout.AUTO))
@@ -110,14 +109,14 @@ def heat(title: str, what: str, unit: str, query: Query, wide: int = 24) -> heat
     return _with(panel, [query])
 
 
-def states(title: str, what: str, *queries: Query, wide: int = 24) -> statetimeline.Panel:
+def states(title: str, what: str, *queries: Query) -> statetimeline.Panel:
     """A bar for each series: grey at 0, red at 1."""
     panel = (
         statetimeline.Panel()
         .title(title)
         .description(what)
         .datasource(SOURCE)
-        .span(wide)
+        .span(24)
         .height(9)
         .no_value("none")
         .show_value(looks.VisibilityMode.NEVER)

@@ -28,9 +28,9 @@ def rate(metric: Metric, *by: str, where: str = "") -> str:
     return f"sum{_by(by)} (rate({select(metric, where, part, WINDOW)}))"
 
 
-def increase(metric: Metric, *by: str, where: str = "") -> str:
+def increase(metric: Metric, *by: str) -> str:
     """A counter's events within the graph's step."""
-    return f"sum{_by(by)} (increase({select(metric, where, window=WINDOW)}))"
+    return f"sum{_by(by)} (increase({select(metric, window=WINDOW)}))"
 
 
 def quantile(share: float, metric: Metric, *by: str) -> str:

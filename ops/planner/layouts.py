@@ -24,7 +24,7 @@ from experts.sharding import (
     step,
     usual_efficiency,
 )
-from experts.topology import Cluster, parse
+from experts.topology import parse
 
 PAGE = Path(__file__).with_name("LAYOUTS.md")
 SPEC, A100S, H200 = tier("32b"), parse("8xA100-80GB"), parse("1xH200-141GB")
@@ -113,9 +113,9 @@ def measured() -> str:
     return table(("one H200", "measured", "predicted", "off by"), rows)
 
 
-def per_gpu(layout: Layout, demand: Demand, efficiency: Efficiency, cluster: Cluster = A100S) -> float:
+def per_gpu(layout: Layout, demand: Demand, efficiency: Efficiency) -> float:
     """Output tokens/s of each GPU."""
-    return assess(SPEC, cluster, layout, demand, efficiency).tokens_per_s / cluster.gpus
+    return assess(SPEC, A100S, layout, demand, efficiency).tokens_per_s / A100S.gpus
 
 
 def gap() -> str:

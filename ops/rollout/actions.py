@@ -23,13 +23,13 @@ class Assign(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class SwapReplica(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Have the router give that replica this command. The same id again is the same command.
 
-    A replica that has the version already (it started with it) only has to check and probe it.
+    Its streams may move to replicas of the same version. A replica that has the version already (it started with it)
+    only has to check and probe it.
     """
 
     id: str
     replica_id: str
     version: str
-    migrate: bool = True  # its streams may move to replicas of the same version
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -285,7 +285,7 @@ class Engine:
             return str(why)
         except KeyError:
             return f"the store has no version {action.version} any more: add it again, or abort the rollout"
-        return await self._around.swap(action.replica_id, swap, action.migrate)
+        return await self._around.swap(action.replica_id, swap)
 
     async def _scale(self, extra: int) -> str:
         """That there are so many on top is stored when it has been done: what is stored is not asked for again."""

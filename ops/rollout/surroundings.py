@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -17,8 +16,6 @@ from replicas import assignment as stored_assignment
 from replicas.assignment import Assignment
 from replicas.messages import Swap
 from replicas.router_handle import find_router
-
-logger = logging.getLogger("moray.rollout")
 
 ANSWER_S = 2.0  # in which router and Serve answer, or count as away
 SERVE_NAMESPACE = "serve"
@@ -55,7 +52,7 @@ class Surroundings(Protocol):
 
     async def assign(self, assignment: Assignment) -> None: ...
 
-    async def swap(self, replica_id: str, swap: Swap, migrate: bool) -> str: ...
+    async def swap(self, replica_id: str, swap: Swap) -> str: ...
 
     async def drain(self, replica_id: str) -> str: ...
 
@@ -96,8 +93,8 @@ class RayCluster:
     async def assign(self, assignment: Assignment) -> None:
         await self._router("assign", assignment)
 
-    async def swap(self, replica_id: str, swap: Swap, migrate: bool) -> str:
-        answer: dict[str, str] = await self._router("swap", replica_id, swap, migrate)
+    async def swap(self, replica_id: str, swap: Swap) -> str:
+        answer: dict[str, str] = await self._router("swap", replica_id, swap)
         return answer.get("refused", "")
 
     async def drain(self, replica_id: str) -> str:

@@ -191,7 +191,7 @@ class Cluster:
             stored=stored,
             removed=removed,
         )
-        self._batcher.report(report, self.now)
+        self._batcher.report(report)
         if self._batcher.queued:
             self._decide()
 

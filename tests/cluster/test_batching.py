@@ -215,7 +215,7 @@ def test_joining_twice_changes_nothing():
     b = batcher(info())
     submit(b, ticket("1"))
     b.decide(0.0)
-    b.report(report(), 0.0)
+    b.report(report())
     b.join(info())
     assert in_flight(b) == {"a": (1, 16)}
     assert [view.load for view in b.replicas()] == [report()]
@@ -223,8 +223,8 @@ def test_joining_twice_changes_nothing():
 
 def test_reports_of_the_known_life_only():
     b = batcher(info(epoch=2))
-    assert b.report(report(epoch=2), 0.0)
-    assert not b.report(report(epoch=1), 0.0) and not b.report(report("b"), 0.0)
+    assert b.report(report(epoch=2))
+    assert not b.report(report(epoch=1)) and not b.report(report("b"))
 
 
 @pytest.mark.parametrize("joined_before", [True, False])
@@ -300,7 +300,7 @@ def test_of_many_replicas_that_hold_a_beginning_the_least_loaded_one_gets_it():
     b = batcher(*(info(replica) for replica in (*busy, idle)))
     blocks = (4, 8, 12, 16)
     for replica in (*busy, idle):
-        b.report(msgspec.structs.replace(report(replica), stored=blocks), 0.0)
+        b.report(msgspec.structs.replace(report(replica), stored=blocks))
     for replica in busy:
         b.adopt("g", ticket(f"on {replica}"), grant(f"on {replica}", replica))
     submit(b, msgspec.structs.replace(ticket("new", prompt=64), blocks=blocks))

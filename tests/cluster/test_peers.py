@@ -78,7 +78,7 @@ def test_all_bind_on_arrival_and_forget_what_ends(policy):
 def test_none_goes_to_a_replica_that_drains_or_left(policy):
     batcher = cluster(policy, "a", "b", "c")
     assert batcher.drain("a", 1) and batcher.leave("b", 1, 0.0)
-    assert not batcher.drain("a", 2) and not batcher.leave("b", 1, 0.0) and not batcher.report(load("b"), 0.0)
+    assert not batcher.drain("a", 2) and not batcher.leave("b", 1, 0.0) and not batcher.report(load("b"))
     assert set(send(batcher, *[ticket(str(i), blocks=SYSTEM) for i in range(12)])) == {"c"}
 
 
@@ -154,15 +154,15 @@ def test_prefix_affinity_goes_where_the_beginning_is_until_loads_drift_apart():
 
 def test_prefix_and_load_weighs_prefix_queue_and_kv():
     batcher = cluster("prefix_and_load", "a", "b")
-    batcher.report(load("a", kv_used=0.5), 0.0)
+    batcher.report(load("a", kv_used=0.5))
     assert send(batcher, ticket("1", blocks=SYSTEM)) == ["b"]  # more KV is free there
-    batcher.report(load("b", kv_used=0.9), 0.0)
+    batcher.report(load("b", kv_used=0.9))
     assert send(batcher, ticket("2", blocks=SYSTEM)) == ["b"]  # 3 for the prefix against 2 * 0.4 of KV
     assert send(batcher, ticket("3", blocks=(7, 8, 9))) == ["a"]
-    batcher.report(load("b", waiting=1, kv_used=1.0), 0.0)
-    batcher.report(load("a", kv_used=0.6), 0.0)
+    batcher.report(load("b", waiting=1, kv_used=1.0))
+    batcher.report(load("a", kv_used=0.6))
     assert send(batcher, ticket("4", blocks=SYSTEM)) == ["b"]  # 3 for the prefix against 2 for the queue, 0.8 for KV
-    batcher.report(load("a", kv_used=0.4), 0.0)
+    batcher.report(load("a", kv_used=0.4))
     assert send(batcher, ticket("5", blocks=SYSTEM)) == ["a"]  # against 2 and 1.2
 
 

@@ -179,9 +179,9 @@ def test_a_replica_with_little_to_do_shows_what_it_could(requests_per_s: float) 
     batcher = ContinuousBatcher(Policy(tpot_s=slo.tpot_s))
     report = batcher.report
 
-    def overheard(load: LoadReport, now: float) -> bool:
+    def overheard(load: LoadReport) -> bool:
         window.reported(load)
-        return report(load, now)
+        return report(load)
 
     batcher.report = overheard  # type: ignore[method-assign]
     arrivals = independent(random.Random(3), requests_per_s, seconds, 1.0, *CLASSES[0])

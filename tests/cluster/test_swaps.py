@@ -41,7 +41,7 @@ def state(router: Router, replica_id: str = "a") -> tuple[str, str | None]:
 def test_nothing_is_granted_to_a_replica_that_is_to_swap_until_its_new_life():
     router = Router(info(), gateways="g")
     assert router.exchange("g", outbox("1")).grants == (grant("1"),)
-    assert router.state.swap("a", SWAP, migrate=False) == "a" and state(router) == ("swapping", "finishing")
+    assert router.state.swap("a", SWAP) == "a" and state(router) == ("swapping", "finishing")
     router.exchange("g", outbox("2"))
     assert router.granted() == []
     assert router.state.report(report(), router.now) and router.state.answer(report()).swap == SWAP
@@ -64,22 +64,22 @@ def test_nothing_is_granted_to_a_replica_that_is_to_swap_until_its_new_life():
 def test_the_same_command_twice_is_one():
     router = Router(info(), gateways="g")
     for _ in range(3):
-        assert router.state.swap("a", SWAP, migrate=False) == "a"
+        assert router.state.swap("a", SWAP) == "a"
     with pytest.raises(SwapRefused, match="one swap after the other"):
-        router.state.swap("a", msgspec.structs.replace(SWAP, id="s2"), migrate=False)
+        router.state.swap("a", msgspec.structs.replace(SWAP, id="s2"))
     router.state.join(info(epoch=2), router.now)
     router.state.report(told("done", 2), router.now)
-    assert router.state.swap("a", SWAP, migrate=False) == "a" and state(router) == ("ready", "done")
+    assert router.state.swap("a", SWAP) == "a" and state(router) == ("ready", "done")
     assert router.state.answer(told("done", 2)).swap is None
-    router.state.swap("a", msgspec.structs.replace(SWAP, id="s2"), migrate=False)
+    router.state.swap("a", msgspec.structs.replace(SWAP, id="s2"))
     assert state(router) == ("swapping", "finishing")
     with pytest.raises(SwapRefused, match="no replica b"):
-        router.state.swap("b", SWAP, migrate=False)
+        router.state.swap("b", SWAP)
 
 
 def test_a_replica_that_was_not_touched_is_granted_requests_again():
     router = Router(info(), gateways="g")
-    router.state.swap("a", SWAP, migrate=False)
+    router.state.swap("a", SWAP)
     router.exchange("g", outbox("1"))
     router.state.report(told("finishing"), router.now)
     assert router.granted() == []
@@ -93,7 +93,7 @@ def test_a_replica_that_was_not_touched_is_granted_requests_again():
 def test_an_operators_drain_outlives_a_swap():
     router = Router(info(), info("b"), gateways="g")
     router.state.drain(DrainRequest(replica="a"), router.now)
-    router.state.swap("a", SWAP, migrate=False)
+    router.state.swap("a", SWAP)
     for undo in (False, True):
         with pytest.raises(DrainRefused, match="another version's weights"):
             router.state.drain(DrainRequest(replica="a", undo=undo), router.now)
@@ -106,7 +106,7 @@ def test_a_wish_that_the_replica_had_not_heard_of_outlives_its_swap(drained: boo
     """The drain, or its end, came right before the swap: the new life joins with what it knew."""
     router = Router(msgspec.structs.replace(info(), draining=not drained), info("b"), gateways="g")
     router.state.drain(DrainRequest(replica="a", undo=not drained), router.now)
-    router.state.swap("a", SWAP, migrate=False)
+    router.state.swap("a", SWAP)
     router.state.report(told("loading"), router.now)
     router.state.join(msgspec.structs.replace(info(epoch=2), draining=not drained), router.now)
     assert state(router)[0] == ("draining" if drained else "ready")
@@ -114,7 +114,7 @@ def test_a_wish_that_the_replica_had_not_heard_of_outlives_its_swap(drained: boo
 
 def test_a_broken_replica_is_not_granted_anything():
     router = Router(info(), gateways="g")
-    router.state.swap("a", SWAP, migrate=False)
+    router.state.swap("a", SWAP)
     router.state.report(told("loading"), router.now)
     router.state.report(told("failed", broken=True), router.now)
     router.exchange("g", outbox("1"))
@@ -127,13 +127,13 @@ def test_streams_move_only_to_replicas_of_the_same_version():
         router = Router(*replicas, gateways="g")
         running = ((ticket("1"), grant("1")),)
         router.exchange("g", Resync(gateway="g", running=running))
-        router.state.swap("a", SWAP, migrate=True)
+        router.state.swap("a", SWAP)
         assert router.told().move == moved
 
 
 def test_connections_that_a_swap_closes_are_no_loss():
     router = Router(info(), info("b"), gateways="g")
-    router.state.swap("a", SWAP, migrate=False)
+    router.state.swap("a", SWAP)
     router.state.report(told("loading"), router.now)
     router.exchange("g", outbox(lost=(Lost(replica_id="a", epoch=1),)))
     assert router.state.tally.lost == 0 and state(router) == ("swapping", "loading")
@@ -146,7 +146,7 @@ def test_connections_that_a_swap_closes_are_no_loss():
 
 def test_a_replica_that_dies_in_a_swap_is_gone():
     router = Router(info(), info("b"), gateways="g")
-    router.state.swap("a", SWAP, migrate=False)
+    router.state.swap("a", SWAP)
     router.later(HEARTBEAT_TIMEOUT_S + 2, "b")
     assert router.state.state_of("a") == "gone" and router.state.tally.lost == 1
     router.state.join(info(epoch=2), router.now)
@@ -160,7 +160,7 @@ def test_a_router_that_is_new_learns_of_a_swap_from_the_replica():
     assert router.granted() == [] and state(router) == ("swapping", None)
     router.state.report(told("probing"), router.now)
     assert state(router) == ("swapping", "probing") and router.state.answer(told("probing")).swap is None
-    assert router.state.swap("a", SWAP, migrate=False) == "a", "it is that very swap"
+    assert router.state.swap("a", SWAP) == "a", "it is that very swap"
     router.state.join(info(epoch=2), router.now)
     assert router.granted() == ["1"]
     router.state.report(told("done", 2), router.now)
@@ -172,7 +172,7 @@ def test_a_router_that_is_new_hears_of_a_swap_that_is_over():
     router.state.report(told("done", 2), router.now)
     assert state(router) == ("draining", "done"), "that is an operator's"
     router = Router(info(epoch=2), gateways="g")
-    router.state.swap("a", SWAP, migrate=False)  # whoever has not heard of its end says it again
+    router.state.swap("a", SWAP)  # whoever has not heard of its end says it again
     router.state.report(told("failed", 2), router.now)
     assert state(router) == ("ready", "failed")
 
@@ -315,7 +315,7 @@ async def test_a_replica_serves_another_version_when_it_is_told_to(stack: Stack)
     before = stack.vitals
     assert (before.version, before.directory, before.checksum) == ("v1", "/models/v1", "checksum of v1")
     probe = Probe(prompt=(5,), answer=tuple(continuation([5], 3, "v2")[1:]), max_tokens=3)
-    stack.router.state.swap("app#r", msgspec.structs.replace(SWAP, probes=(probe,), min_exact=1), migrate=False)
+    stack.router.state.swap("app#r", msgspec.structs.replace(SWAP, probes=(probe,), min_exact=1))
     await until(lambda: stack.vitals.epoch != before.epoch and not stack.vitals.swapping)
     assert client.tokens["old"] == continuation([1, 2], 30, "v1"), "it had the time to end"
     told_phases = [phase for phase in stack.phases if phase not in ("verifying", "probing")]  # soon over
@@ -343,7 +343,7 @@ async def test_a_replica_serves_another_version_when_it_is_told_to(stack: Stack)
 async def test_a_swap_that_fails_leaves_the_old_version_serving(stack: Stack, change: Any, why: str, touched: bool):
     await stack.start(fail_to_reload={"/models/bad": "no such tensor"})
     epoch = stack.vitals.epoch
-    stack.router.state.swap("app#r", msgspec.structs.replace(SWAP, **change), migrate=False)
+    stack.router.state.swap("app#r", msgspec.structs.replace(SWAP, **change))
     await until(lambda: stack.vitals.swap is not None and stack.vitals.swap.phase == "failed")
     await until(lambda: stack.router.state.state_of("app#r") == "ready")
     vitals = stack.vitals
@@ -353,19 +353,19 @@ async def test_a_swap_that_fails_leaves_the_old_version_serving(stack: Stack, ch
     client.add("r", [1], max_tokens=9)
     await until(lambda: "r" in client.finished)
     assert client.tokens["r"] == continuation([1], 9, "v1")
-    stack.router.state.swap("app#r", msgspec.structs.replace(SWAP, id="s2"), migrate=False)
+    stack.router.state.swap("app#r", msgspec.structs.replace(SWAP, id="s2"))
     await until(lambda: stack.vitals.version == "v2")
 
 
 async def test_a_command_that_was_carried_out_is_answered_and_not_carried_out_again(stack: Stack):
     await stack.start()
-    stack.router.state.swap("app#r", SWAP, migrate=False)
+    stack.router.state.swap("app#r", SWAP)
     await until(lambda: stack.vitals.version == "v2" and stack.vitals.swap.phase == "done")
     core_life = stack.vitals.epoch
     stack.router = Router(gateways="g")
     await until(lambda: stack.router.state.state_of("app#r") == "ready")
     assert stack.vitals.swap is None
-    stack.router.state.swap("app#r", SWAP, migrate=False)
+    stack.router.state.swap("app#r", SWAP)
     await until(lambda: stack.router.state.state_of("app#r") == "ready")
     assert stack.vitals.swap.phase == "done" and stack.vitals.epoch == core_life
 
@@ -375,7 +375,7 @@ async def test_a_replica_without_any_weights_says_so_and_ends(stack: Stack, monk
     monkeypatch.setattr(module, "LAST_WORDS_S", 0.2)
     monkeypatch.setattr(module.Replica, "_on_failure", lambda _, failure: ended.append(str(failure)))
     await stack.start(fail_to_reload={"/models/v2": "no such tensor", "/models/v1": "the disk is gone"})
-    stack.router.state.swap("app#r", SWAP, migrate=False)
+    stack.router.state.swap("app#r", SWAP)
     await until(lambda: ended)
     assert "no such tensor" in ended[0] and "the disk is gone" in ended[0]
     assert stack.vitals.swap.broken and stack.router.state.state_of("app#r") == "swapping"
@@ -384,7 +384,7 @@ async def test_a_replica_without_any_weights_says_so_and_ends(stack: Stack, monk
 async def test_a_core_that_loads_for_long_does_not_count_as_hung(stack: Stack):
     await stack.start(reload_s=0.6)
     stack.replica._spec = msgspec.structs.replace(stack.replica._spec, hang_timeout_s=0.2)
-    stack.router.state.swap("app#r", SWAP, migrate=False)
+    stack.router.state.swap("app#r", SWAP)
     for _ in range(20):
         await asyncio.sleep(0.05)
         stack.replica.check_health()

@@ -195,8 +195,8 @@ def test_whoever_waits_longest_is_the_first_wherever_it_has_to_go():
 def test_what_another_version_has_cached_is_nothing_here():
     b = batcher(info("a", "v1"), info("b", "v1"), info("c", "v2"), shares={"v1": 1.0})
     blocks = tuple(range(4, 4 * 65, 4))
-    b.report(LoadReport(replica_id="c", epoch=1, running=0, waiting=0, kv_used=0.0, stored=blocks), 0.0)
-    b.report(LoadReport(replica_id="b", epoch=1, running=0, waiting=0, kv_used=0.0, stored=blocks[:40]), 0.0)
+    b.report(LoadReport(replica_id="c", epoch=1, running=0, waiting=0, kv_used=0.0, stored=blocks))
+    b.report(LoadReport(replica_id="b", epoch=1, running=0, waiting=0, kv_used=0.0, stored=blocks[:40]))
     submit(b, ticket("busy", version="v1"))  # at a or b, it does not matter which: the prefix does
     placed(b)
     half_cached = ticket("r", prompt=1024, blocks=blocks)
@@ -211,7 +211,7 @@ def test_what_another_version_has_cached_is_nothing_here():
 def test_a_ticket_that_goes_elsewhere_is_seen_with_that_versions_cache():
     b = batcher(info("a", "v1"), info("c", "v2"), shares={"v2": 1.0})
     blocks = tuple(range(4, 4 * 65, 4))
-    b.report(LoadReport(replica_id="a", epoch=1, running=0, waiting=0, kv_used=0.0, stored=blocks[:40]), 0.0)
+    b.report(LoadReport(replica_id="a", epoch=1, running=0, waiting=0, kv_used=0.0, stored=blocks[:40]))
     b.submit("g", ticket("r", prompt=1024, blocks=blocks), 0.0)
     assert b.queued_tokens == 1024
     b.leave("c", 1, 0.0)

@@ -222,7 +222,7 @@ class Load:
             decode_tokens=was.decode_tokens + 10 * running,
         )
         load = LoadReport(replica_id="a", epoch=1, running=running, waiting=0, kv_used=0.0, work=self.work)
-        self.b.report(load, self.now)
+        self.b.report(load)
 
 
 arrivals = st.lists(

@@ -62,7 +62,7 @@ def measure(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
         settings = load(None, os.environ, _COMMON).settings
         sides, failed = _started(options, settings, state, stack, report)
         model = settings.model.served_name
-        rate = options.rate or _saturated(sides[OURS], model, options, report)
+        rate = options.rate or _saturated(sides[OURS], model, report)
         runs: dict[str, dict[str, list[figures.Run]]] = {name: {} for name in sides}
         for number in range(options.rounds):
             for side in _turns(list(sides.values()), number):
@@ -131,7 +131,7 @@ def _wake(side: Side, model: str) -> None:
     raise SideFailed(f"{side.name} does not answer: {load.errors[0][:300]}")
 
 
-def _saturated(side: Side, model: str, options: Options, report: Callable[[str], None]) -> float:
+def _saturated(side: Side, model: str, report: Callable[[str], None]) -> float:
     """Requests a second that it carries when as many as it takes always wait."""
     _wake(side, model)
     rates: list[float] = []

@@ -117,8 +117,8 @@ class PretendCluster:
         self._answers()
         self.router = assignment
 
-    async def swap(self, replica_id: str, swap: Swap, migrate: bool) -> str:
-        self._called("swap", replica_id, swap, migrate)
+    async def swap(self, replica_id: str, swap: Swap) -> str:
+        self._called("swap", replica_id, swap)
         self._answers()
         if why := self.refuse.get("swap"):
             return why

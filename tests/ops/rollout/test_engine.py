@@ -372,8 +372,8 @@ async def test_a_swap_has_all_that_a_replica_needs(shell: Make, decisions: Decis
     command = SwapReplica(id="r1-1", replica_id="rep1", version="v2")
     decisions.next = [command]
     await one.look()
-    [(_, replica, swap, migrate)] = [call for call in one.cluster.calls if call[0] == "swap"]
-    assert (replica, migrate, swap.id, swap.version, swap.finish_s) == ("rep1", True, "r1-1", "v2", 12.0)
+    [(_, replica, swap)] = [call for call in one.cluster.calls if call[0] == "swap"]
+    assert (replica, swap.id, swap.version, swap.finish_s) == ("rep1", "r1-1", "v2", 12.0)
     assert swap.directory == str(store / "v2") and list(swap.sha256) == ["config.json"] and swap.checksum == ""
     assert len(swap.probes) == 3 and swap.probes[0].answer == (7,) and swap.probes[0].logprobs == (-0.5, -0.1)
     for _ in range(5):
@@ -397,7 +397,7 @@ async def test_a_swap_knows_the_directory_though_the_assignment_is_from_before_t
     await one.look()
     decisions.next = [SwapReplica(id="r1-1", replica_id="rep1", version="v2")]
     await one.look()
-    [(_, _, swap, _)] = [call for call in one.cluster.calls if call[0] == "swap"]
+    [(_, _, swap)] = [call for call in one.cluster.calls if call[0] == "swap"]
     assert swap.directory == str(store / "v2")
     shutil.rmtree(store / "v2")
     decisions.next = [SwapReplica(id="r1-2", replica_id="rep2", version="v2")]

@@ -76,9 +76,9 @@ def test_the_batcher_is_told_what_the_router_would_be_told():
             told.append(("released", released))
             super().release(released)
 
-        def report(self, load: LoadReport, now: float) -> bool:
+        def report(self, load: LoadReport) -> bool:
             told.append(("report", load))
-            return super().report(load, now)
+            return super().report(load)
 
     cluster = Cluster(Listening(), H200, [1.0], SLO)
     (record,) = cluster.run(one(Arrival(0.0, 100, 60)))
