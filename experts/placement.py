@@ -22,14 +22,6 @@ class ShardPlacement(msgspec.Struct, frozen=True):
     """Bytes of routed-expert weights, scales and biases in this process (shared experts not counted)."""
 
 
-def uncovered_experts(shards: Sequence[ShardPlacement], num_experts: int) -> dict[str, tuple[int, ...]]:
-    """MoE layer -> global ids in [0, `num_experts`) that no shard holds. Empty when the model is whole."""
-    names = sorted({name for shard in shards for name in shard.experts})
-    held = {name: {e for shard in shards for e in shard.experts.get(name, ())} for name in names}
-    lost = {name: tuple(e for e in range(num_experts) if e not in held[name]) for name in names}
-    return {name: ids for name, ids in lost.items() if ids}
-
-
 def omp_binding(shards: int, cpus: Sequence[int]) -> str:
     """`VLLM_CPU_OMP_THREADS_BIND` that gives each of `shards` workers CPUs of its own, e.g. (2, [0, 1, 2]) -> "0,1|2".
 

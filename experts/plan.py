@@ -112,10 +112,8 @@ class Move(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """Bytes of all moves together, and of the rank that sends or takes most, over each kind of link."""
+    """Bytes of the rank that sends or takes most, over each kind of link."""
 
-    within_nodes: float
-    between_nodes: float
     most_within_nodes: float
     most_between_nodes: float
 
@@ -193,9 +191,8 @@ class PlacementPlan:
             between = int(self.node_of(move.source) != self.node_of(move.target))
             traffic[between, 0, move.source] += expert_bytes
             traffic[between, 1, move.target] += expert_bytes
-        within_all, between_all = traffic[:, 0].sum(1).tolist()
-        within_most, between_most = traffic.max((1, 2)).tolist()
-        return Sent(within_all, between_all, within_most, between_most)
+        within, between = traffic.max((1, 2)).tolist()
+        return Sent(within, between)
 
     def to_json(self) -> bytes:
         document = _Document(VERSION, self.model, self.experts, self.nodes, self.placement.experts.tolist())

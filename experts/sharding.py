@@ -153,10 +153,6 @@ class Assessment:
     unused_gpus: int
 
     @property
-    def fits(self) -> bool:
-        return self.missing_bytes == 0
-
-    @property
     def long_contexts(self) -> int:
         """32K contexts that the whole cluster holds at once."""
         return self.groups * (self.kv_tokens // LONG_CONTEXT)

@@ -27,7 +27,7 @@ import numpy as np
 
 from experts.model_spec import ModelSpec
 from experts.plan import BadPlan, Floats, PlacementPlan
-from experts.sharding import Demand, Efficiency, Layout, step, usual_efficiency
+from experts.sharding import Demand, Layout, step, usual_efficiency
 from experts.topology import Cluster
 
 Answer = Literal["yes", "no", "not enough data"]
@@ -47,7 +47,6 @@ class Serving:
     interval_s: float
     stops: bool = False  # while weights move: vLLM's EPLB without `use_async`
     slowed: float = 0.1  # of the step rate, while weights move beside the traffic: assumed, not measured
-    efficiency: Efficiency = dataclasses.field(default_factory=usual_efficiency)
 
     def __post_init__(self) -> None:
         if not self.layout.by_expert:
@@ -57,21 +56,15 @@ class Serving:
 
     def step_s(self, imbalance: float) -> float:
         demand = dataclasses.replace(self.demand, imbalance=imbalance)
-        return step(self.spec, self.cluster, self.layout, demand, self.sequences, self.efficiency).seconds
+        return step(self.spec, self.cluster, self.layout, demand, self.sequences, usual_efficiency()).seconds
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer with its sentence, and what it rests on. Seconds are of serving, over the interval."""
+    """The answer, and the sentence that says what it rests on."""
 
     answer: Answer
     reason: str
-    before: float  # imbalance under the counted load, mean of layers
-    after: float
-    noise: float  # of an imbalance, from counting so few tokens; infinite if a layer has none
-    saved_s: float
-    lost_s: float
-    tokens_needed: int | None = None  # counted in each layer, for a yes or no; None: there are enough
 
 
 def worth(load: Floats, old: PlacementPlan, new: PlacementPlan, serving: Serving) -> Verdict:
@@ -85,15 +78,15 @@ def worth(load: Floats, old: PlacementPlan, new: PlacementPlan, serving: Serving
         raise BadPlan(f"{new.ranks} ranks need more than {new.nodes} nodes of {serving.cluster}")
     before, after = _mean(old, load), _mean(new, load)
     counted = load.sum(1).min(initial=np.inf)
-    noise = math.sqrt(_noise_times_tokens(new.ranks) / counted) if counted else math.inf
     moves = new.moves_from(old)
     if not moves:
-        return Verdict("no", "The plan moves nothing: what is in force stays.", before, after, noise, 0.0, 0.0)
-    lost = _lost_s(old, new, serving)
-    if not math.isfinite(noise):
+        return Verdict("no", "The plan moves nothing: what is in force stays.")
+    if not counted:
         needed = _tokens(new.ranks, 10 * FINE)
-        reason = f"No token was counted in some layer; at least {needed:,} in each are needed."
-        return Verdict("not enough data", reason, before, after, noise, 0.0, lost, needed)
+        return Verdict(
+            "not enough data", f"No token was counted in some layer; at least {needed:,} in each are needed."
+        )
+    noise, lost = math.sqrt(_noise_times_tokens(new.ranks) / counted), _lost_s(old, new, serving)
 
     def saved_s(gain: float) -> float:
         """Over the interval: at the lower step time as many tokens as before take that much less."""
@@ -109,11 +102,11 @@ def worth(load: Floats, old: PlacementPlan, new: PlacementPlan, serving: Serving
     )
     worthwhile = max(lost, LEAST_SAVED * serving.interval_s)
     if saved_s(gain - unsure) > worthwhile:
-        return Verdict("yes", f"Worth it: {figures}.", before, after, noise, saved, lost)
+        return Verdict("yes", f"Worth it: {figures}.")
     if saved_s(gain + unsure) <= worthwhile:
         bound = gain > FINE and saved <= LEAST_SAVED * serving.interval_s
         why = "; the step is bound by reading weights, not by the fullest rank's work" if bound else ""
-        return Verdict("no", f"Not worth it: {figures}{why}.", before, after, noise, saved, lost)
+        return Verdict("no", f"Not worth it: {figures}{why}.")
     needed = max(
         _tokens(new.ranks, max(abs(gain - _break_even(saved_s, worthwhile, before)), FINE)), math.ceil(counted) + 1
     )
@@ -121,7 +114,7 @@ def worth(load: Floats, old: PlacementPlan, new: PlacementPlan, serving: Serving
         f"{counted:,.0f} tokens were counted in the emptiest layer, which leaves the imbalance unsure by {noise:.3f}; "
         f"{needed:,} are needed: {figures}."
     )
-    return Verdict("not enough data", reason, before, after, noise, saved, lost, needed)
+    return Verdict("not enough data", reason)
 
 
 def _mean(plan: PlacementPlan, load: Floats) -> float:
@@ -147,7 +140,7 @@ def _break_even(saved_s: Callable[[float], float], worthwhile: float, before: fl
 
 def _lost_s(old: PlacementPlan, new: PlacementPlan, serving: Serving) -> float:
     """Seconds of serving that moving takes."""
-    spec, cluster, reached = serving.spec, serving.cluster, serving.efficiency.link
+    spec, cluster, reached = serving.spec, serving.cluster, usual_efficiency().link
     sent = new.bytes_sent(new.moves_from(old), spec.expert_parameters * serving.demand.weight_bytes)
     seconds = sent.most_within_nodes / (cluster.gpu.link * reached) + sent.most_between_nodes / (
         cluster.network * reached

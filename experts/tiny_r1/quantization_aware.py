@@ -165,7 +165,7 @@ def fine_tune(model: TinyR1, stage: Stage, hyper: Hyperparameters, device: torch
     (out / "hyperparameters.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     held_out = held_out_conversations(stage, hyper.held_out, hyper.seed)
-    steps = plan([stage], hyper).total
+    [steps] = plan([stage], hyper)
     with (out / "training_log.jsonl").open("w", encoding="utf-8") as file:
         run_log = TrainingLog(file)
         run_log.write("held_out", step=0, weights="float", exact=judge(model, held_out, device))

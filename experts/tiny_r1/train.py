@@ -72,22 +72,11 @@ class Hyperparameters:
     """Steps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The stages to run with the steps of each."""
-
-    stages: Sequence[Stage]
-    steps: Sequence[int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.steps)
-
-
-def plan(stages: Sequence[Stage], hyper: Hyperparameters) -> Plan:
+def plan(stages: Sequence[Stage], hyper: Hyperparameters) -> list[int]:
+    """The steps of each stage."""
     total = max(len(stages), hyper.tokens // hyper.tokens_per_batch)
     whole = sum(stage.share for stage in stages)
-    return Plan(stages, [max(1, round(total * stage.share / whole)) for stage in stages])
+    return [max(1, round(total * stage.share / whole)) for stage in stages]
 
 
 def learning_rate(step: int, total: int, hyper: Hyperparameters) -> float:
@@ -241,7 +230,7 @@ def train(model: TinyR1, stages: Sequence[Stage], hyper: Hyperparameters, device
     settings = {
         "hyperparameters": asdict(hyper),
         "model": model.shape.as_dict(),
-        "stages": [{**asdict(stage), "steps": steps} for stage, steps in zip(stages, schedule.steps, strict=True)],
+        "stages": [{**asdict(stage), "steps": steps} for stage, steps in zip(stages, schedule, strict=True)],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
     }
@@ -250,8 +239,8 @@ def train(model: TinyR1, stages: Sequence[Stage], hyper: Hyperparameters, device
         run_log = TrainingLog(file)
         trainer = Trainer(model, hyper, device, run_log)
         run_log.write("held_out", step=0, exact=judge(model, held_out, device))
-        for number, (stage, steps) in enumerate(zip(stages, schedule.steps, strict=True)):
-            trainer.train_stage(stage, number, steps, schedule.total)
+        for number, (stage, steps) in enumerate(zip(stages, schedule, strict=True)):
+            trainer.train_stage(stage, number, steps, sum(schedule))
             save_weights(model, out / "model.pt")
             run_log.write("held_out", stage=stage.name, step=trainer.step, exact=judge(model, held_out, device))
         run_log.write("end", step=trainer.step, tokens=trainer.tokens)

@@ -35,7 +35,6 @@ class Exchange:
     restarted: str = ""  # the version on which it was begun before, by the answer's header
     status: int = 0  # HTTP; 0: no answer
     first_s: float | None = None  # its first event, or its whole body
-    ended_s: float | None = None  # None: it runs
     longest_gap_s: float = 0.0  # between two events of its stream
     answer: Answer | None = None  # None: it did not come whole
     cut: bool = False  # its body began and had no end

@@ -68,16 +68,16 @@ class Load:
         await asyncio.gather(*self._working, return_exceptions=True)
         await self._http.aclose()
 
-    async def references(self, passes: Iterable[int], pinned: str = "") -> tuple[str, dict[str, Answer]]:
+    async def references(self, passes: Iterable[int]) -> tuple[str, dict[str, Answer]]:
         """(version, its right answers by the asks' names): all are asked once at each concurrency, undisturbed.
 
-        `pinned`: the version to ask. Raises NoLoad if an answer is missing, or if two versions answer.
+        Raises NoLoad if an answer is missing, or if two versions answer.
         """
         found: list[Mapping[str, Answer]] = []
         versions: set[str] = set()
         for concurrency in passes:
             answers: dict[str, Answer] = {}
-            for exchange in await self._all(concurrency, {VERSION_HEADER: pinned} if pinned else {}):
+            for exchange in await self._all(concurrency):
                 if exchange.answer is None:
                     raise NoLoad(f"undisturbed, {exchange.ask} was not answered: {exchange.words}")
                 answers[exchange.ask] = exchange.answer
@@ -87,12 +87,12 @@ class Load:
             raise NoLoad(f"undisturbed, the answers are of {sorted(versions)}: they should be of one version")
         return versions.pop(), agreed(found)
 
-    async def _all(self, concurrency: int, headers: Mapping[str, str]) -> list[Exchange]:
+    async def _all(self, concurrency: int) -> list[Exchange]:
         places = asyncio.Semaphore(concurrency)
 
         async def one(ask: Ask) -> Exchange:
             async with places:
-                return await self.once(ask, headers)
+                return await self.once(ask)
 
         order = self._rng.sample(self._asked, len(self._asked))
         return await asyncio.gather(*(one(ask) for ask in order))
@@ -108,17 +108,17 @@ class Load:
     async def _work(self) -> None:
         while not self._stopping:
             [ask] = self._rng.choices(self._asked, self._weights)
-            exchange = await self.once(ask, {}, self.exchanges)
+            exchange = await self.once(ask, self.exchanges)
             if exchange.answer is None:
                 await asyncio.sleep(AFTER_A_FAILURE_S)
 
-    async def once(self, ask: Ask, headers: Mapping[str, str], into: list[Exchange] | None = None) -> Exchange:
+    async def once(self, ask: Ask, into: list[Exchange] | None = None) -> Exchange:
         """Asks once. The exchange is in `into` from its beginning on."""
         exchange = Exchange(ask=ask.name, began_s=time.monotonic())
         if into is not None:
             into.append(exchange)
         try:
-            async with self._http.stream("POST", ask.path, json=ask.body, headers=dict(headers)) as reply:
+            async with self._http.stream("POST", ask.path, json=ask.body) as reply:
                 exchange.status = reply.status_code
                 if reply.status_code != httpx.codes.OK:
                     said = (await reply.aread())[:300].decode(errors="replace")
@@ -133,7 +133,6 @@ class Load:
         except httpx.HTTPError as error:
             exchange.words = f"{type(error).__name__}: {error}"
             exchange.cut = exchange.first_s is not None
-        exchange.ended_s = time.monotonic()
         return exchange
 
 

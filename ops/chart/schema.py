@@ -2,7 +2,6 @@
 
 A value's type is its default's, closed at every level; a note `# @schema {…}` says more, in JSON Schema's keywords and
 
-    required: true             whoever gives the map around it has to give it
     kubernetes: V1Toleration   a type of Kubernetes' API
     keysOf: ray.worker         beside `properties`: whatever that map of values.yaml may hold, too
     from: settings             Moray's settings; the keys in `without: [model.path]` are left to the templates to refuse
@@ -21,7 +20,7 @@ from ops.chart import typed_elsewhere
 from ops.chart.commented import BadValues, Value
 from ops.chart.typed_elsewhere import KubernetesTypes, Schema
 
-_OURS = {"required", "kubernetes", "from", "without"}
+_OURS = {"kubernetes", "from", "without"}
 _SAYS_THE_TYPE = {"type", "enum", "const", "$ref", "anyOf", "oneOf"}
 _SAYS_WHAT_IS_IN_IT = {"items", "additionalProperties"}
 _TYPES = ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string"), (list, "array"), (dict, "object"))
@@ -115,14 +114,11 @@ def _with_keys(said: Any, top: Schema) -> Any:
 
 
 def _object(children: tuple[Value, ...], types: KubernetesTypes) -> Schema:
-    made: Schema = {
+    return {
         "type": "object",
         "additionalProperties": False,
         "properties": {child.name: value_schema(child, types) for child in children},
     }
-    if required := [child.name for child in children if child.notes.get("required")]:
-        made["required"] = required
-    return made
 
 
 def _type(value: Value) -> str:

@@ -10,7 +10,6 @@ from ops.dashboards.queries import increase, of, quantile, rate
 from replicas import metrics as m
 
 SHED = 'ending=~"TOO_LATE|QUEUE_FULL"'
-QUOTA = 'ending="RATE_LIMITED"'
 
 
 def all_pages() -> Iterator[tuple[str, Dashboard]]:

@@ -19,10 +19,6 @@ class Fault(enum.StrEnum):
     SLOW_REPLICA = "slow-replica"  # SIGSTOP and SIGCONT in turns
     KILL_ROUTER = "kill-router"  # SIGKILL to the router actor's process
 
-    @property
-    def of_a_replica(self) -> bool:
-        return self is not Fault.KILL_ROUTER
-
 
 class DrillRefused(UserError):
     """This drill is not made; the message says why, and what would."""

@@ -125,7 +125,7 @@ def _service(service: Json) -> dict[str, Any]:
 
 
 def _pod(pod: pods.Pod, report: Json) -> dict[str, Any]:
-    told = {key: value for key, value in asdict(pod).items() if key not in ("node", "tolerations", "containers", "uid")}
+    told = {key: value for key, value in asdict(pod).items() if key not in ("node", "tolerations", "uid")}
     return told | {"replicas": [_replica(one) for one in report.get("replicas") or () if pods.host_of(one) in pod.ips]}
 
 

@@ -29,7 +29,6 @@ class Pod:
     ready: bool
     restarts: int
     gpus: int
-    containers: tuple[str, ...]
     tolerations: tuple[Json, ...]
 
 
@@ -94,7 +93,6 @@ def pod(one: Json) -> Pod:
         ready=any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()),
         restarts=sum(int(state.get("restartCount") or 0) for state in states),
         gpus=sum(int(((c.get("resources") or {}).get("limits") or {}).get(GPU) or 0) for c in containers),
-        containers=tuple(str(c["name"]) for c in containers),
         tolerations=tuple(spec.get("tolerations") or ()),
     )
 

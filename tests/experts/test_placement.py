@@ -1,28 +1,10 @@
-"""Shard placements and CPU bindings: values in, values out."""
+"""CPU bindings: values in, values out."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experts.placement import ShardPlacement, omp_binding, uncovered_experts
-
-
-def shard(rank: int, **experts: tuple[int, ...]) -> ShardPlacement:
-    return ShardPlacement(tp_rank=rank, ep_rank=rank, ep_size=2, pid=1000 + rank, experts=experts, expert_bytes=0)
-
-
-def test_a_whole_model_has_no_uncovered_experts() -> None:
-    assert uncovered_experts([shard(0, a=(0, 1), b=(0, 1)), shard(1, a=(2, 3), b=(2, 3))], 4) == {}
-
-
-def test_an_expert_on_no_shard_is_named_with_its_layer() -> None:
-    shards = [shard(0, a=(0, 1), b=(0,)), shard(1, a=(2, 3), b=(2,))]
-
-    assert uncovered_experts(shards, 4) == {"b": (1, 3)}
-
-
-def test_a_layer_that_only_one_shard_knows_counts_too() -> None:
-    assert uncovered_experts([shard(0, a=(0, 1)), shard(1)], 3) == {"a": (2,)}
+from experts.placement import omp_binding
 
 
 @pytest.mark.parametrize(

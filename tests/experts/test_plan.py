@@ -64,11 +64,11 @@ def test_moves_take_from_the_own_node_and_from_who_sends_least() -> None:
     new = plan([[[0, 1], [0, 2], [3, 1], [3, 4]]], 5, nodes=2)
     assert new.moves_from(old) == [Move(0, 1, 3, 2, 1), Move(0, 4, 2, 3, 1)]
     sent = new.bytes_sent(new.moves_from(old), 100.0)
-    assert (sent.within_nodes, sent.between_nodes) == (200.0, 0.0)
+    assert (sent.most_within_nodes, sent.most_between_nodes) == (100.0, 0.0)
     across = plan([[[0, 1], [4, 2], [3, 4], [3, 0]]], 5, nodes=2)
     sent = across.bytes_sent(across.moves_from(old), 100.0)
     assert across.moves_from(old) == [Move(0, 4, 2, 1, 0), Move(0, 0, 0, 3, 1)]
-    assert (sent.between_nodes, sent.most_between_nodes) == (200.0, 100.0)
+    assert (sent.most_within_nodes, sent.most_between_nodes) == (0.0, 100.0)
     assert plan([[[1, 0], [2, 0], [4, 3], [1, 3]]], 5, nodes=2).moves_from(old) == []  # only other slots
 
 

@@ -96,7 +96,7 @@ def test_what_is_promised_fits_and_is_in_time(spec, cluster, prompt, output) -> 
         if found.step is None:
             assert found.tokens_per_s == 0
             continue
-        assert found.fits and found.step.seconds <= demand.tpot_s
+        assert found.missing_bytes == 0 and found.step.seconds <= demand.tpot_s
         ranks = found.step.sequences * layout.data_parallel
         assert ranks * demand.context <= found.kv_tokens
         used = found.weight_bytes + demand.activation_bytes
@@ -116,11 +116,11 @@ def test_a_larger_batch_takes_longer_and_gives_more(sequences: int) -> None:
 def test_what_does_not_fit_says_by_how_much() -> None:
     found = {str(a.layout): a for a in assessed("671b")}
     best = found["TP8"]
-    assert not best.fits and best.step is None and recommended(list(found.values())) is None
+    assert best.missing_bytes > 0 and best.step is None and recommended(list(found.values())) is None
     assert best.missing_bytes == pytest.approx(96e9, rel=0.01)
     freed = dataclasses.replace(A100S.gpu, memory=A100S.gpu.memory + best.missing_bytes / Demand().utilization + 1e6)
     roomier = dataclasses.replace(A100S, gpu=freed)
-    assert assess(tier("671b"), roomier, best.layout, Demand()).fits
+    assert assess(tier("671b"), roomier, best.layout, Demand()).missing_bytes == 0
 
 
 def test_int8_halves_what_is_not_a_table() -> None:

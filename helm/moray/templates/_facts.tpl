@@ -103,7 +103,6 @@ with all that they do not say filled in, and how much of the model they hold.
   "gpusOfReplica" $gpus
   "cpusOfReplica" $cpus
   "replicas" $replicas
-  "fewest" $fewest
   "most" $most
   "room" $room
   "gateways" (dig "gateway" "count" 1 $settings | default 1 | int)

@@ -139,5 +139,5 @@ def test_the_rate_warms_up_and_ends_at_nothing() -> None:
 
 
 def test_a_plan_gives_every_stage_its_share() -> None:
-    steps = plan(CURRICULUM, Hyperparameters(tokens=100 * 1024, tokens_per_batch=1024)).steps
+    steps = plan(CURRICULUM, Hyperparameters(tokens=100 * 1024, tokens_per_batch=1024))
     assert steps == [10, 15, 25, 50]

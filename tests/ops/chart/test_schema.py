@@ -40,7 +40,6 @@ place:
 # Groups of pods.
 groups:
   # A name.
-  # @schema {required: true}
   - name: a
     # Its tolerations.
     # @schema {items: {kubernetes: V1Toleration}}
@@ -86,7 +85,7 @@ def test_types_come_from_defaults_and_notes_say_more() -> None:
     assert place["properties"]["zone"]["type"] == ["string", "null"] and place["properties"]["zone"]["default"] is None
     assert place["properties"]["fill"]["type"] == "number"
     group = top["properties"]["groups"]["items"]
-    assert group["required"] == ["name"] and group["additionalProperties"] is False
+    assert group["additionalProperties"] is False
     assert group["properties"]["name"]["description"] == "A name."
 
 
@@ -96,7 +95,6 @@ def test_the_defaults_pass_and_a_slip_is_named() -> None:
     assert problems(VALUES, {"coutn": 1}) == [": Additional properties are not allowed ('coutn' was unexpected)"]
     assert "is not one of" in problems(VALUES, {"strategy": "Recreate"})[0]
     assert problems(VALUES, {"count": 0})[0].startswith("count: ")
-    assert problems(VALUES, {"groups": [{}]}) == ["groups.0: 'name' is a required property"]
     toleration = {"key": "gpu", "operator": "Exists", "tolerationSeconds": 5}
     assert problems(VALUES, {"groups": [{"name": "a", "tolerations": [toleration]}]}) == []
     assert "'efect' was unexpected" in problems(VALUES, {"groups": [{"name": "a", "tolerations": [{"efect": ""}]}]})[0]

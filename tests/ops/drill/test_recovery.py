@@ -28,7 +28,7 @@ BEFORE = sight(-0.1, A, B, at_work=(A, B))
 
 
 def strike(fault: Fault = Fault.KILL_REPLICA, **more: Any) -> Strike:
-    victim = A if fault.of_a_replica else None
+    victim = None if fault is Fault.KILL_ROUTER else A
     return Strike(fault, AT, WALL, BEFORE, victim, 5)._replace(**more)
 
 
