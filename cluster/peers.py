@@ -1,10 +1,11 @@
-"""What other routers do, as `Batcher`s: the yardsticks of `moray bench goodput`. Pure.
+"""What other routers do, as `Batcher`s: the setting `router.policy`, and the yardsticks of benches and simulator. Pure.
 
 All bind a request when it arrives: its wait is in the engine's own queue, first come first served, and nothing is
 shed. They know what such a router knows: what it has sent and seen end, and the replicas' last load reports.
 """
 
 import random
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class _Placed(NamedTuple):
     epoch: int
 
 
-class BindOnArrival:
+class BindOnArrival(Batcher):
     """`Batcher` but for the choice of the replica."""
 
     def __init__(self, no_replica_wait_s: float = 30.0, seed: int = 0) -> None:
@@ -46,9 +47,9 @@ class BindOnArrival:
         self._placed: dict[str, _Placed] = {}
         self._lengths = OutputLength()  # for autoscaling alone
 
+    @abstractmethod
     def choose(self, ticket: Ticket, among: Sequence[Peer]) -> Peer:
         """Which of the replicas, of which there is one at least."""
-        raise NotImplementedError
 
     def weigh(self, ticket: Ticket) -> int:
         """Tokens that a request counts for while it is in flight."""

@@ -1,8 +1,9 @@
 """What detectors answer, and how answers become alarms that are raised once and resolved once."""
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -65,16 +66,18 @@ class ReplicaLabels(NamedTuple):
     replica: str
 
 
-class Detector(Protocol):
+class Detector(ABC):
     """Pure: no clock, no I/O. `state` is all that it remembers; msgspec writes and reads it as JSON."""
 
+    @abstractmethod
     def observe(self, seen: Observation) -> Iterable[Verdict]:
         """What this one observation settles at once."""
 
     def evaluate(self, now_s: float) -> Iterable[Verdict]:
         """What only time settles: windows, bounds, reports that stay away."""
+        return ()
 
-    def forget(self, gone: ReplicaLabels) -> None:
+    def forget(self, gone: ReplicaLabels) -> None:  # noqa: B027  (most remember models alone)
         """Drops what it remembers of a replica that is gone."""
 
 

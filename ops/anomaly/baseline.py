@@ -10,7 +10,7 @@ from statistics import median
 
 import msgspec
 
-from ops.anomaly.alarms import Answer, Kind, ReplicaLabels, Severity, Verdict, labelled
+from ops.anomaly.alarms import Answer, Detector, Kind, ReplicaLabels, Severity, Verdict, labelled
 from ops.anomaly.observations import Observation, Request
 
 WINDOW_S, HOUR_S = 900.0, 3600.0
@@ -87,7 +87,7 @@ class DriftState(msgspec.Struct):
     scopes: dict[str, Scope] = {}
 
 
-class Drift:
+class Drift(Detector):
     """Silent until a baseline has its days and a scope its windows; then each window gets one answer."""
 
     def __init__(self, limits: DriftLimits, state: DriftState) -> None:

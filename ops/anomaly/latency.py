@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ops.anomaly.alarms import Answer, Kind, ReplicaLabels, Severity, Verdict, labelled
+from ops.anomaly.alarms import Answer, Detector, Kind, ReplicaLabels, Severity, Verdict, labelled
 from ops.anomaly.observations import Observation, Request
 
 # Five hits in a row are a fraction of a second where many ask: an alarm that ended with them would come and go for as
@@ -32,7 +32,7 @@ class Row(msgspec.Struct):
     length: int = 0
 
 
-class ConsecutiveMisses:
+class ConsecutiveMisses(Detector):
     """A request without a token breaks no row and adds to none."""
 
     def __init__(self, limits: LatencyLimits, rows: dict[str, Row]) -> None:
@@ -55,9 +55,6 @@ class ConsecutiveMisses:
                 f"{row.length} requests in a row on {what} were over the limit of {self.limits.ttft_s:g} s to the first"
                 f" token or {self.limits.tpot_s * 1e3:g} ms a token.",
             )
-
-    def evaluate(self, now_s: float) -> Iterable[Verdict]:
-        return ()
 
     def forget(self, gone: ReplicaLabels) -> None:
         self.state.pop(_key(*gone), None)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from ops.anomaly.alarms import Alarm, Event, Latches, ReplicaLabels
+from ops.anomaly.alarms import Alarm, Detector, Event, Latches, ReplicaLabels
 from ops.anomaly.baseline import Drift, DriftLimits, DriftState
 from ops.anomaly.latency import ConsecutiveMisses, LatencyLimits, Row
 from ops.anomaly.observations import Observation, ReplicaGone
@@ -41,7 +41,7 @@ class Monitor:
 
     def __init__(self, limits: Limits | None = None, state: State | None = None) -> None:
         limits, self.state = limits or Limits(), state or State()
-        self._detectors = (
+        self._detectors: tuple[Detector, ...] = (
             ConsecutiveMisses(limits.latency, self.state.rows),
             NotServing(limits.progress, self.state.serving),
             StuckQueue(limits.progress, self.state.queues),

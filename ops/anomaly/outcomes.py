@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ops.anomaly.alarms import Answer, Kind, ReplicaLabels, Severity, Verdict, labelled
+from ops.anomaly.alarms import Answer, Detector, Kind, Severity, Verdict, labelled
 from ops.anomaly.latency import LatencyLimits
 from ops.anomaly.observations import Observation, Request
 
@@ -82,7 +82,7 @@ class Objective(msgspec.Struct, frozen=True):
     clear_at: float = 0.5  # of a burn's rate, in its short window, below which it is over
 
 
-class SloBurn:
+class SloBurn(Detector):
     """A request is bad if it failed, was shed, or missed a latency limit."""
 
     def __init__(self, objective: Objective, limits: LatencyLimits, counts: dict[str, Counts]) -> None:
@@ -118,9 +118,6 @@ class SloBurn:
         why = f"{long:.1f} times too fast over {burn.long_s / 3600:g} h and {short:.1f} over {burn.short_s / 60:g} min"
         return (Answer.YES if min(short, long) >= burn.rate else Answer.UNKNOWN), why
 
-    def forget(self, gone: ReplicaLabels) -> None:
-        """The budget is the model's."""
-
 
 class BurstLimits(msgspec.Struct, frozen=True):
     errors: int = 5
@@ -137,7 +134,7 @@ class Recent(msgspec.Struct):
 KEPT = 4096  # requests of a window; more change no share
 
 
-class ErrorBurst:
+class ErrorBurst(Detector):
     """Requests that fail by our error, many at once. What is shed is no error."""
 
     def __init__(self, limits: BurstLimits, recent: dict[str, Recent]) -> None:
@@ -163,6 +160,3 @@ class ErrorBurst:
                 answer = Answer.NO
             summary = f"{errors} of the last {ended} requests to {model} failed, within {limits.window_s:g} s."
             yield Verdict(ERROR_BURST, labelled(model), answer, summary)
-
-    def forget(self, gone: ReplicaLabels) -> None:
-        """Errors are counted by model."""

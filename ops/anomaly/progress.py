@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ops.anomaly.alarms import Answer, Kind, ReplicaLabels, Severity, Verdict, labelled
+from ops.anomaly.alarms import Answer, Detector, Kind, ReplicaLabels, Severity, Verdict, labelled
 from ops.anomaly.observations import ModelReport, Observation, ReplicaHung, ReplicaReport
 
 NOT_SERVING = Kind("up-but-not-serving", Severity.PAGE)
@@ -33,7 +33,7 @@ class Standing(msgspec.Struct):
         return at_s - self.since_s if still and self.since_s is not None else None
 
 
-class NotServing:
+class NotServing(Detector):
     """Admitted requests, no token for a bound, and a health check that is green."""
 
     def __init__(self, bounds: ProgressBounds, standing: dict[str, Standing]) -> None:
@@ -69,14 +69,11 @@ class NotServing:
             f" {still_s or 0.0:.0f} s.",
         )
 
-    def evaluate(self, now_s: float) -> Iterable[Verdict]:
-        return ()
-
     def forget(self, gone: ReplicaLabels) -> None:
         self.state.pop(f"{gone.model}\n{gone.replica}", None)
 
 
-class StuckQueue:
+class StuckQueue(Detector):
     """Tickets that wait while none is granted. A queue that is long but moves is the SLO's matter."""
 
     def __init__(self, bounds: ProgressBounds, standing: dict[str, Standing]) -> None:
@@ -99,9 +96,3 @@ class StuckQueue:
             answer,
             f"{seen.waiting} requests wait for {seen.model} and none was granted for {still_s or 0.0:.0f} s.",
         )
-
-    def evaluate(self, now_s: float) -> Iterable[Verdict]:
-        return ()
-
-    def forget(self, gone: ReplicaLabels) -> None:
-        """A queue belongs to no replica."""

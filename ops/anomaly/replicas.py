@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ops.anomaly.alarms import Answer, Kind, ReplicaLabels, Severity, Verdict, labelled
+from ops.anomaly.alarms import Answer, Detector, Kind, Severity, Verdict, labelled
 from ops.anomaly.observations import ExpertReport, ModelReport, Observation
 
 FLAPPING = Kind("replica-flapping", Severity.PAGE)
@@ -22,7 +22,7 @@ class Restarts(msgspec.Struct):
     at_s: list[float] = []  # of the last restarts, not older than the window
 
 
-class Flapping:
+class Flapping(Detector):
     """Restarts of a model's replicas. By model: a replica that Ray Serve restarts has another name."""
 
     def __init__(self, limits: FlappingLimits, restarts: dict[str, Restarts]) -> None:
@@ -51,12 +51,6 @@ class Flapping:
             f"Replicas of {seen.model} restarted {len(known.at_s)} times in {self.limits.within_s / 60:g} minutes.",
         )
 
-    def evaluate(self, now_s: float) -> Iterable[Verdict]:
-        return ()
-
-    def forget(self, gone: ReplicaLabels) -> None:
-        """The restarts are the model's."""
-
 
 class ImbalanceLimits(msgspec.Struct, frozen=True):
     raise_at: float = 1.5  # the fullest shard's load over the mean
@@ -64,7 +58,7 @@ class ImbalanceLimits(msgspec.Struct, frozen=True):
     choices: int = 20_000  # fewer say little: chance alone is uneven
 
 
-class Imbalance:
+class Imbalance(Detector):
     """Expert load that stays uneven; it remembers nothing, the alarm's holds do."""
 
     def __init__(self, limits: ImbalanceLimits) -> None:
@@ -84,9 +78,3 @@ class Imbalance:
             answer,
             f"The fullest shard of {seen.replica} of {seen.model} has {seen.imbalance:.2f} times the mean load.",
         )
-
-    def evaluate(self, now_s: float) -> Iterable[Verdict]:
-        return ()
-
-    def forget(self, gone: ReplicaLabels) -> None:
-        """There is nothing to forget."""
