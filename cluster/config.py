@@ -13,8 +13,7 @@ import difflib
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from importlib.resources import files
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,30 +135,17 @@ def load(
 
 def _profile(name: Any) -> dict[str, _Given]:
     """The settings of a profile, by key. None for a name that there is not: the setting's own check refuses it."""
-    if isinstance(name, str) and is_file(name):
-        return _profile_file(Path(name).expanduser())
-    if name not in PROFILES:
+    own = isinstance(name, str) and is_file(name)
+    if not own and name not in PROFILES:
         return {}
-    sources, origin = _Sources(), f"profile {name}"
-    tree = yaml.safe_load((files("cluster") / "profiles" / f"{name}.yaml").read_text())
-    for group, leaves in tree.items():
-        for leaf, value in leaves.items():
-            each = {f".{option}": chosen for option, chosen in value.items()} if leaf == "extra" else {"": value}
-            for option, chosen in each.items():
-                sources.add(f"{group}.{leaf}{option}", chosen, origin)
-    if sources.problems:
-        raise ConfigError(sources.problems)
-    return {given.key: given for given in sources.given}
-
-
-def _profile_file(file: Path) -> dict[str, _Given]:
+    file = Path(name).expanduser() if own else Path(__file__).parent / "profiles" / f"{name}.yaml"
     sources = _Sources()
     _read_yaml(file, sources)
     if any(given.key == "model.profile" for given in sources.given):
         sources.problems.append(f"the profile {file} names a profile itself: leave model.profile out of it")
     if sources.problems:
         raise ConfigError(sources.problems)
-    return {given.key: given for given in sources.given}
+    return {given.key: given if own else replace(given, origin=f"profile {name}") for given in sources.given}
 
 
 def _key_problems(settings: Settings) -> list[str]:

@@ -5,7 +5,6 @@ Nothing heavy is imported before the command that needs it: `moray --help` has t
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -304,17 +303,15 @@ app.command(epilog=soaking.EXAMPLES)(soaking.soak)
 
 
 # `ops/bench/` brings its own sub-commands; its libraries are imported when they are asked for.
-if importlib.util.find_spec("ops.bench"):
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    help="Measure a session: load, latency, throughput.",
+)
+def bench(ctx: typer.Context) -> None:
+    from ops.bench.cli import app as bench_app
 
-    @app.command(
-        add_help_option=False,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        help="Measure a session: load, latency, throughput.",
-    )
-    def bench(ctx: typer.Context) -> None:
-        from ops.bench.cli import app as bench_app  # type: ignore[import-not-found, unused-ignore]
-
-        bench_app(args=ctx.args, prog_name="moray bench")
+    bench_app(args=ctx.args, prog_name="moray bench")
 
 
 def main() -> None:

@@ -36,17 +36,19 @@ class RayMetric:
 
 def in_actor(metric: Metric) -> RayMetric:
     """In a plain Ray actor."""
-    from ray.util.metrics import Counter, Gauge
+    from ray.util import metrics
 
-    return RayMetric(
-        metric, (Counter if metric.kind is Kind.COUNTER else Gauge)(metric.name, metric.help, metric.labels)
-    )
+    return _made(metrics, metric)
 
 
 def in_replica(metric: Metric) -> RayMetric:
     """In a Serve replica: Serve adds which one."""
-    from ray.serve.metrics import Counter, Gauge
+    from ray.serve import metrics
 
-    return RayMetric(
-        metric, (Counter if metric.kind is Kind.COUNTER else Gauge)(metric.name, metric.help, metric.labels)
-    )
+    return _made(metrics, metric)
+
+
+def _made(of_ray: Any, metric: Metric) -> RayMetric:
+    """`of_ray`: a module of Ray with its Counter and Gauge."""
+    kind = of_ray.Counter if metric.kind is Kind.COUNTER else of_ray.Gauge
+    return RayMetric(metric, kind(metric.name, metric.help, metric.labels))
