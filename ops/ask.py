@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ops.errors import UserError
+from ops.gateway_calls import authorization
 
 # The first token may wait in the queue; between two tokens nothing takes this long.
 _TIMEOUT = httpx.Timeout(120.0, connect=5.0)
@@ -47,9 +48,8 @@ def served_model(client: httpx.Client) -> str:
 
 
 def connect(url: str, api_key: str | None = None) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     # A proxy that the environment names for the outside world has no business with the session.
-    return httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT, trust_env=False)
+    return httpx.Client(base_url=url, headers=authorization(api_key), timeout=_TIMEOUT, trust_env=False)
 
 
 def ask(client: httpx.Client, body: dict[str, Any]) -> Iterator[Piece | Ending]:

@@ -5,34 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import httpx
-
-from ops.errors import UserError
+from ops.gateway_calls import call
 from ops.status import fetch
 
 LOOK_EVERY_S = 0.5
 
 
-class DrainFailed(UserError):
-    """The session did not do it; the message says why."""
-
-
 def drain(url: str, replica: str, api_key: str | None, *, migrate: bool, undo: bool, force: bool) -> str:
-    """Asks for it; returns the replica's whole id. Raises DrainFailed."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    """Asks for it; returns the replica's whole id. Raises Refused."""
     asked = {"replica": replica, "migrate": migrate, "undo": undo, "force": force}
-    try:
-        reply = httpx.post(f"{url}/moray/drain", json=asked, headers=headers, timeout=15.0, trust_env=False)
-    except httpx.HTTPError as error:
-        raise DrainFailed(f"{url} does not answer: {error}") from None
-    if reply.is_success:
-        return str(reply.json()["replica"])
-    try:
-        said = str(reply.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        said = f"{url}/moray/drain answered {reply.status_code}"
-    hint = ": give an operator's key with --api-key or MORAY_API_KEY" if reply.status_code in (401, 403) else ""
-    raise DrainFailed(said.rstrip(".") + hint)
+    return str(call("POST", url, "/moray/drain", api_key, dict, asked)["replica"])
 
 
 def follow(url: str, replica: str, api_key: str | None, report: Callable[[int], None]) -> None:

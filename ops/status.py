@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ops.errors import UserError
+from ops.gateway_calls import authorization
 
 _GOOD_STATES = frozenset({"ready", "running", "serving"})
 _MIB = 2**20
@@ -22,9 +23,8 @@ class StatusError(UserError):
 
 def fetch(url: str, api_key: str | None = None, path: str = "/moray/status") -> dict[str, Any]:
     """The session's own report. Raises StatusError."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        response = httpx.get(f"{url}{path}", headers=headers, timeout=5.0, trust_env=False)
+        response = httpx.get(f"{url}{path}", headers=authorization(api_key), timeout=5.0, trust_env=False)
         response.raise_for_status()
         report = response.json()
     except httpx.ConnectError:

@@ -106,7 +106,7 @@ def bodies_of(model: str, count: int, output_tokens: int) -> list[dict[str, Any]
 
 def _token_ids(url: str, bodies: Sequence[dict[str, Any]]) -> list[list[int]]:
     """The very prompts that the gateway will make of these bodies."""
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
         return [
             client.post("/tokenize", json={"model": b["model"], "messages": b["messages"]})
             .raise_for_status()
@@ -119,7 +119,7 @@ class HopCpu:
     """CPU seconds of each hop since it started, of all its processes, read from /proc."""
 
     def __init__(self, url: str) -> None:
-        status = httpx.get(f"{url}/moray/status", timeout=30).raise_for_status().json()
+        status = httpx.get(f"{url}/moray/status", timeout=30, trust_env=False).raise_for_status().json()
         self._gateways = _alike(psutil.Process(status["gateway"]["pid"]))
         self._router = psutil.Process(status["router"]["pid"])
         self._replica = psutil.Process(status["replicas"][0]["engine"]["pid"])

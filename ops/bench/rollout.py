@@ -29,9 +29,10 @@ from ops.bench.rollout_answers import Exchange, References, WayBack, tally, way_
 from ops.bench.rollout_load import Load, asks
 from ops.bench.rollout_watch import Ended, Eye, Sight, canary_share, extra_replicas, replica_seconds, settled
 from ops.drill.strikes import Hold, LocalArm
+from ops.gateway_calls import Refused
 from ops.models.add import add
 from ops.own_session import OwnSession, own_session
-from ops.rollout.client import Client, RolloutRefused
+from ops.rollout.client import Client
 from ops.soak.answers import Answer
 
 OLD, NEW = "v1", "v2"
@@ -207,7 +208,7 @@ async def _roll(session: OwnSession, eye: Eye, version: str, options: Options) -
     began_s = time.monotonic()
     try:
         report = await asyncio.to_thread(Client(session.url).start, {"version": version, **options.spec})
-    except RolloutRefused as refused:
+    except Refused as refused:
         raise BenchFailed(f"the rollout to {version} was not begun: {refused}") from None
     rollout = str(report["current"]["id"])
     sights: list[Sight] = []

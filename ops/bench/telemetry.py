@@ -83,7 +83,7 @@ class _Side:
     def __init__(self, session: OwnSession) -> None:
         self._url = session.url
         self._cpu = HopCpu(session.url)
-        groups = httpx.get(f"{session.url}/moray/targets", timeout=30).raise_for_status().json()
+        groups = httpx.get(f"{session.url}/moray/targets", timeout=30, trust_env=False).raise_for_status().json()
         self._targets = [target for group in groups for target in group["targets"]]
 
     def run(self, bodies: list[dict[str, Any]]) -> _Run:
@@ -96,7 +96,7 @@ class _Side:
 
     async def _loaded(self, bodies: list[dict[str, Any]]) -> Load:
         async def scrape() -> None:
-            async with httpx.AsyncClient(timeout=30) as client:
+            async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
                 for target in self._targets:
                     (await client.get(f"http://{target}/metrics")).raise_for_status()
 

@@ -18,6 +18,7 @@ from ops.drill.recovery import GatewaySight, Sight, Strike, Watched
 from ops.drill.streams import Load
 from ops.drill.strikes import Arm, Hold, LocalArm
 from ops.drill.watch import Watch
+from ops.gateway_calls import authorization
 from ops.processes import send
 from ops.status import fetch
 from ops.victims import engine_here, router_here
@@ -108,10 +109,9 @@ def _until_words(options: Options) -> str:
 
 def _require_operator(url: str, api_key: str | None) -> None:
     """Raises DrillRefused if the gateway would let this key command nothing."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         # Without a body it does nothing for anybody; who may not is told so first.
-        reply = httpx.post(f"{url}/moray/drain", headers=headers, timeout=5.0, trust_env=False)
+        reply = httpx.post(f"{url}/moray/drain", headers=authorization(api_key), timeout=5.0, trust_env=False)
     except httpx.HTTPError as error:
         raise DrillRefused(f"{url} does not answer: {error}") from None
     if reply.status_code in (401, 403):

@@ -16,6 +16,7 @@ import httpx
 
 from ops.drill.recovery import Stream
 from ops.errors import UserError
+from ops.gateway_calls import authorization
 from ops.soak.answers import Answer, Broken, Reading, difference
 
 TOKENS = 400  # of a stream: seconds, on a large model as on a small one
@@ -32,10 +33,9 @@ class Load:
     """Use as a context. `streams` is what became of all of them since `start`."""
 
     def __init__(self, url: str, api_key: str | None, model: str, places: int) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(max_connections=None)
         self._http = httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=SILENCE_LIMIT_S, limits=limits, trust_env=False
+            base_url=url, headers=authorization(api_key), timeout=SILENCE_LIMIT_S, limits=limits, trust_env=False
         )
         self.streams: list[Stream] = []
         self.unfit = 0  # of the places: their answers are not the same twice even undisturbed

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from ops.drill.recovery import AlarmSeen, GatewaySight, Healing, ReplicaSight, Sight
+from ops.gateway_calls import authorization
 
 LOOK_EVERY_S = 0.2
 LEAST_OFTEN_S = 1.0
@@ -23,11 +24,10 @@ class Watch:
     """Use as a context: it looks while that lasts. `on_sight` is told each."""
 
     def __init__(self, url: str, api_key: str | None, on_sight: Callable[[Sight], None]) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # A connection for each look: behind a balancer it is another gateway's turn, and none is left hanging.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=ANSWER_LIMIT_S, limits=limits, trust_env=False
+            base_url=url, headers=authorization(api_key), timeout=ANSWER_LIMIT_S, limits=limits, trust_env=False
         )
         self._on_sight = on_sight
         self.status: dict[str, Any] | None = None  # the last that was answered

@@ -119,7 +119,7 @@ STARTS_WITHIN_S = 120.0  # KubeRay looks every few seconds, the gateways have to
 
 def _begun(client: Any, known: set[str], version: str) -> str:
     """The id of the rollout that came of it. Raises UserError."""
-    from ops.rollout.client import Away
+    from ops.gateway_calls import Away
 
     give_up_s = time.monotonic() + STARTS_WITHIN_S
     while time.monotonic() < give_up_s:

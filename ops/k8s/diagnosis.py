@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.errors import UserError
+from ops.gateway_calls import call
 from ops.k8s import pods, redaction
 from ops.k8s.calls import Api
 from ops.k8s.gateway import reached
@@ -93,7 +94,10 @@ def collect(
             for part, path in GATEWAY_PARTS.items():
                 bundle.add(part, partial(fetch, gateway, api_key, path))
             targets: list[Any] = []
-            bundle.add("gateway/targets.json", lambda: _into(targets, _targets(gateway, api_key)))
+            bundle.add(
+                "gateway/targets.json",
+                lambda: _into(targets, call("GET", gateway, "/moray/targets", api_key, list, timeout_s=PATIENCE_S)),
+            )
     except UserError as error:
         bundle.missing |= dict.fromkeys([*GATEWAY_PARTS, "gateway/targets.json"], redaction.text(str(error)))
         targets = []
@@ -168,19 +172,6 @@ def _metrics(api: Api, namespace: str, ours: list[dict[str, Any]], targets: list
             if (pod := names.get(host.strip("[]"))) is not None:
                 path = f"/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/metrics"
                 yield f"metrics/{pod}-{port}.txt", partial(api.text, path, None, PATIENCE_S)
-
-
-def _targets(gateway: str, api_key: str | None) -> list[Any]:
-    import httpx
-
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    try:
-        reply = httpx.get(f"{gateway}/moray/targets", headers=headers, timeout=PATIENCE_S, trust_env=False)
-        reply.raise_for_status()
-        found = reply.json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise UserError(f"/moray/targets cannot be read: {error}") from None
-    return found if isinstance(found, list) else []
 
 
 def _into(kept: list[Any], found: list[Any]) -> list[Any]:

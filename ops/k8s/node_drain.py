@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ops.drain import DrainFailed, drain
+from ops.drain import drain
 from ops.errors import UserError
+from ops.gateway_calls import Refused
 from ops.k8s import pods
 from ops.k8s.calls import FIELD_MANAGER, Api
 from ops.k8s.moving import GONE_AFTER_S
@@ -80,7 +81,7 @@ def move_away(
     url: str, api_key: str | None, there: list[Pod], until_s: float, *, force: bool, watcher: bool, report: Report
 ) -> list[str]:
     """Drains the replicas of these pods; their ids. With a watcher it is let go first: what it drains, it takes back
-    with the node, however that comes back. `until_s`: on time.monotonic(). Raises DrainFailed, NotInTime.
+    with the node, however that comes back. `until_s`: on time.monotonic(). Raises Refused, NotInTime.
     """
     _wait_for_replicas(url, api_key, until_s, report)
     waits_until_s = time.monotonic() + (WATCHER_S if watcher else 0.0)
@@ -93,7 +94,7 @@ def move_away(
     for replica_id in serving:
         try:
             drain(url, replica_id, api_key, migrate=True, undo=False, force=force)
-        except DrainFailed:
+        except Refused:
             if replica_id in {one["id"] for one in replicas_on(url, api_key, there) if one["state"] != "draining"}:
                 raise
         report(f"{replica_id} gets no more requests, its streams move to other replicas")
@@ -101,7 +102,7 @@ def move_away(
 
 
 def take_back(url: str, api_key: str | None, there: list[Pod]) -> list[str]:
-    """The ids of the replicas of these pods that take requests again. Raises DrainFailed."""
+    """The ids of the replicas of these pods that take requests again. Raises Refused."""
     back = []
     for one in replicas_on(url, api_key, there):
         if one["state"] == "draining":

@@ -14,8 +14,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ops.drain import DrainFailed, drain
+from ops.drain import drain
 from ops.errors import UserError
+from ops.gateway_calls import Refused
 from ops.k8s import moving, nodes, pods
 from ops.k8s.calls import Api
 from ops.k8s.events import Events
@@ -185,7 +186,7 @@ class NodeWatcher:
         what = "take it back" if undo else "drain it"
         try:
             drain(self._url, move.replica_id, self._api_key, migrate=not undo, undo=undo, force=False)
-        except DrainFailed as refused:
+        except Refused as refused:
             self._metrics.ordered(undo, False)
             self._say(
                 f"{what} {move.replica_id}",

@@ -217,8 +217,8 @@ def follow(client: Client, rollout_id: str, as_json: bool) -> None:
 
 def _looks(client: Client, rollout_id: str, each_time: Callable[[dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
     """The rollout as it is, whenever that has changed; the last one has ended. `each_time` gets each report."""
+    from ops.gateway_calls import Away
     from ops.rollout import show
-    from ops.rollout.client import Away
 
     told, since = "", time.monotonic()
     while True:

@@ -24,7 +24,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._http = httpx.AsyncClient(base_url=url, timeout=SILENCE_LIMIT_S, limits=limits)
+        self._http = httpx.AsyncClient(base_url=url, timeout=SILENCE_LIMIT_S, limits=limits, trust_env=False)
         self.refused = 0  # answers 429 and 503 with Retry-After
         self.longest_silence_s = 0.0  # between two events of a stream
 

@@ -29,7 +29,7 @@ class SoakedSession:
     def __init__(self, session: OwnSession) -> None:
         self._session = session
         self.url, self.id = session.url, session.id
-        self._client = httpx.AsyncClient(base_url=self.url, timeout=_ANSWER_LIMIT_S)
+        self._client = httpx.AsyncClient(base_url=self.url, timeout=_ANSWER_LIMIT_S, trust_env=False)
 
     async def status(self) -> dict[str, Any] | None:
         """/moray/status; None while the router does not answer."""

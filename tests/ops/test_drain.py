@@ -9,7 +9,8 @@ import pytest
 from http_server import Answer, Asked, http_server
 
 from ops import drain as draining
-from ops.drain import DrainFailed, drain, follow
+from ops.drain import drain, follow
+from ops.gateway_calls import Refused
 
 
 class Gateway:
@@ -47,16 +48,17 @@ def test_it_asks_for_what_it_was_told(gateway):
         (409, {"error": {"message": "r1 is the last replica"}}, "r1 is the last replica"),
         (403, {"error": {"message": "This API key is no operator's."}}, "no operator's: give an operator's key"),
         (502, "no shape at all", "answered 502"),
+        (200, ["not what was asked for"], "answered 200"),
     ],
 )
 def test_a_refusal_is_told_in_its_own_words(gateway, status, body, said):
     gateway.drained = (status, body)
-    with pytest.raises(DrainFailed, match=said):
+    with pytest.raises(Refused, match=said):
         drain(gateway.url, "r1", None, migrate=False, undo=False, force=False)
 
 
 def test_nobody_there():
-    with pytest.raises(DrainFailed, match="does not answer"):
+    with pytest.raises(Refused, match="does not answer"):
         drain("http://127.0.0.1:9", "r1", None, migrate=False, undo=False, force=False)
 
 

@@ -149,7 +149,7 @@ def check_prompts(bench: Bench, url: str) -> None:
     work = bench.main[0]._replace(requests=1)
     body = bench.prompts.bodies(work, 0)[0]
     asked = {"model": body["model"], "messages": body["messages"], "add_generation_prompt": True}
-    answer = httpx.post(f"{url}/tokenize", json=asked, timeout=60)
+    answer = httpx.post(f"{url}/tokenize", json=asked, timeout=60, trust_env=False)
     if answer.status_code != 200 or answer.json()["tokens"] != bench.prompts.token_ids(work, 0)[0]:
         raise BenchFailed(f"the server makes another prompt of the text: {answer.status_code} {answer.text[:200]}")
 
@@ -172,7 +172,7 @@ def moray_side(
     began = time.time()
     try:
         with own_session(bench.engine.settings(settings)) as session:
-            status = httpx.get(f"{session.url}/moray/status", timeout=30).raise_for_status().json()
+            status = httpx.get(f"{session.url}/moray/status", timeout=30, trust_env=False).raise_for_status().json()
             bench.notes.add(
                 what="start",
                 side=side,

@@ -45,7 +45,7 @@ class StockServer:
 
     def _healthy(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/health", timeout=2).status_code == 200
+            return httpx.get(f"{self.url}/health", timeout=2, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 

@@ -133,7 +133,7 @@ def moray(name: str, directory: Path, overrides: Mapping[str, str]) -> Side:
 
 
 def _all_replicas_are_ready(url: str) -> bool:
-    answer = httpx.get(f"{url}/moray/status", timeout=10)
+    answer = httpx.get(f"{url}/moray/status", timeout=10, trust_env=False)
     if answer.status_code != 200:
         return False
     states = [replica["state"] for replica in answer.json()["replicas"]]
@@ -153,8 +153,8 @@ def haproxy(spec: EngineSpec, directory: Path) -> Side:
     commands.append(Command([get_haproxy_binary(), "-db", "-f", str(file)], {}))
 
     def ready(url: str) -> bool:
-        servers = [f"http://127.0.0.1:{p}" for p in ports]
-        return all(httpx.get(f"{server}/health", timeout=10).status_code == 200 for server in [*servers, url])
+        servers = [*(f"http://127.0.0.1:{p}" for p in ports), url]
+        return all(httpx.get(f"{s}/health", timeout=10, trust_env=False).status_code == 200 for s in servers)
 
     return Side("haproxy", directory / "haproxy.log", port, commands, ready)
 
