@@ -19,10 +19,10 @@ from ops import metrics_reference as metrics
 from ops import quantize as quantizing
 from ops.calibrate import cli as calibrating
 from ops.drill import cli as drilling
-from ops.errors import UserError
+from ops.errors import UserError, say_error
 from ops.k8s import cli as kubernetes
 from ops.models import cli as modelling
-from ops.options import ApiKey, AsJson, Config, WhichPort
+from ops.options import ApiKey, AsJson, Config, Set, WhichPort, load_settings
 from ops.planner import cli as planner
 from ops.rollout import cli as rolling
 from ops.simulate import cli as simulation
@@ -31,11 +31,6 @@ from ops.tune import cli as tuning
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from cluster.config import Loaded
-
-# Usage and settings are the caller's to mend before anything ran; 1 is left to what failed while running.
-USAGE_ERROR = 2
 
 app = typer.Typer(
     name="moray",
@@ -47,10 +42,6 @@ app = typer.Typer(
     epilog='First steps: `moray doctor`, `moray up`, then in another terminal `moray ask "What is 27 + 48?"`.',
 )
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. --set engine.max_num_seqs=128. Repeatable."),
-]
 ModelDir = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="Hugging Face checkpoint. Default: the embedded tiny-r1.")
 ]
@@ -85,7 +76,7 @@ def up(
 ) -> None:
     """Start a session: Ray, a router, replicas and gateways. Ctrl-C stops it all."""
     flags = _flags(profile, model, replicas, expert_parallel, host, port)
-    loaded = _load(config, flags, set_)
+    loaded = load_settings(config, flags, set_)
     from ops.up import check_before_start, detached, foreground
 
     check_before_start(loaded.settings, loaded.origins["ray.dashboard_port"] != "default")
@@ -228,7 +219,7 @@ def config(
     as_json: AsJson = False,
 ) -> None:
     """Show the effective settings, where each comes from, and what a session with them would miss here."""
-    loaded = _load(config, _flags(profile, model, replicas, expert_parallel, host, port), set_, to_run=False)
+    loaded = load_settings(config, _flags(profile, model, replicas, expert_parallel, host, port), set_, to_run=False)
     values = loaded.settings.model_dump(mode="json")
     if as_json:
         _print_json({"settings": values, "origins": dict(loaded.origins), "lacking": list(loaded.lacking)})
@@ -264,7 +255,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check what this machine can run, what is missing, and the way out."""
-    loaded = _load(config, _flags(profile, model, None, expert_parallel, None, port), set_)
+    loaded = load_settings(config, _flags(profile, model, None, expert_parallel, None, port), set_)
     from ops.doctor import Level, examine
 
     findings = list(examine(loaded.settings))
@@ -319,7 +310,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _say_error(str(error))
+        say_error(str(error))
         _leave(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -332,24 +323,6 @@ def _leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _load(config: Path | None, flags: dict[str, Any], pairs: list[str] | None, to_run: bool = True) -> Loaded:
-    """Effective settings; a mistake in them ends the command with the whole list."""
-    from cluster.config import ConfigError, load
-
-    overrides = dict(flags)
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals:
-            _say_error(f"--set {pair}: write it as key=value, e.g. --set gateway.port=8001")
-            raise typer.Exit(USAGE_ERROR)
-        overrides[key.strip()] = value.strip()
-    try:
-        return load(config, os.environ, overrides, to_run=to_run)
-    except ConfigError as error:
-        _say_error(str(error))
-        raise typer.Exit(USAGE_ERROR) from None
 
 
 def _flags(
@@ -393,13 +366,6 @@ def _console() -> Console:
 
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
-def _say_error(message: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
 
 if __name__ == "__main__":

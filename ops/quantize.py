@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ops.errors import UserError
+from ops.options import AsJsonObject
 
 EXAMPLES = "Example: `moray quantize --model ~/models/Qwen3-30B-A3B --out ~/models/Qwen3-30B-A3B-int8`"
 
@@ -18,7 +19,7 @@ EXAMPLES = "Example: `moray quantize --model ~/models/Qwen3-30B-A3B --out ~/mode
 def quantize(
     model: Annotated[Path, typer.Option(metavar="DIR", help="Hugging Face checkpoint in bf16, fp16 or fp32.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the int8 checkpoint goes; must not exist.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    as_json: AsJsonObject = False,
 ) -> None:
     """Write a checkpoint's int8 form: a quarter of fp32's size, half of bf16's.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ops.errors import UserError
+from ops.options import AsJsonObject
 
 if TYPE_CHECKING:
     from experts.model_spec import ModelSpec
@@ -50,7 +51,7 @@ def shard(
     imbalance: Annotated[
         float, typer.Option(min=1.0, help="Tokens of the fullest rank over the mean, under expert parallelism.")
     ] = 1.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    as_json: AsJsonObject = False,
 ) -> None:
     """Every legal layout of a model on a cluster, what it costs, and the one to take.
 
@@ -61,7 +62,7 @@ def shard(
     """
     from experts.sharding import assess, legal, recommended
 
-    spec, machines = _spec(model), _cluster(cluster)
+    spec, machines = shape(model), _cluster(cluster)
     demand = dataclasses.replace(_demand(prompt, output, tpot_ms, weights), imbalance=imbalance)
     found = [assess(spec, machines, layout, demand) for layout in legal(spec, machines)]
     best = recommended(found)
@@ -98,7 +99,7 @@ def profile(
     given |= {"--tpot-ms": f"{tpot_ms:g}"} if tpot_ms != TPOT_MS else {}
     given |= {"--weights": weights} if weights != "bf16" else {}
     command = " ".join(["moray plan profile", *(f"{name} {value}" for name, value in given.items())])
-    sys.stdout.write(made(_spec(model), _cluster(cluster), _demand(prompt, output, tpot_ms, weights), command))
+    sys.stdout.write(made(shape(model), _cluster(cluster), _demand(prompt, output, tpot_ms, weights), command))
 
 
 @app.command(
@@ -121,7 +122,7 @@ def experts(
     cluster: OnCluster = CLUSTER,
     sequences: Annotated[int, typer.Option(min=1, help="For that: requests in a step.")] = 64,
     interval_s: Annotated[float, typer.Option(min=1, help="For that: seconds until the next plan.")] = 600.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    as_json: AsJsonObject = False,
 ) -> None:
     """Which shard holds which experts, so that no shard has much more to do than another.
 
@@ -141,7 +142,7 @@ def experts(
         demand = _demand(PROMPT, OUTPUT, TPOT_MS, "bf16")
         layout = Layout(shards, 1, True)
         worth = verdict(
-            told, old, found, Serving(_spec(model), _cluster(cluster), layout, demand, sequences, interval_s)
+            told, old, found, Serving(shape(model), _cluster(cluster), layout, demand, sequences, interval_s)
         )
     out.write_bytes(found.plan.to_json())
     if as_json:
@@ -175,7 +176,7 @@ def _cluster(cluster: str) -> Cluster:
         raise UserError(f"--cluster {error}") from None
 
 
-def _spec(model: str) -> ModelSpec:
+def shape(model: str) -> ModelSpec:
     """A tier's shape, or a checkpoint's. UserError: it cannot be had."""
     from experts.model_spec import TIERS, NotUnderstood, from_config, tier
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ops.errors import UserError
+from ops.options import AsJsonLine
 
 if TYPE_CHECKING:
     from ops.simulate.workloads import Workload
@@ -44,7 +45,7 @@ def simulate(
     ttft_s: Annotated[float, typer.Option(min=0.001, help="Wanted: seconds to the first token.")] = 1.0,
     tpot_s: Annotated[float, typer.Option(min=0.001, help="Wanted: mean seconds of each further token.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Of made-up load and random choices.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """Run load through the router's batcher over simulated engines, in virtual time.
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ops.options import AsJsonLine
+
 EXAMPLES = "Examples: `moray soak` · `moray soak --minutes 3 --seed 7 --json`"
 
 
@@ -17,7 +19,7 @@ def soak(
     seed: Annotated[int, typer.Option(help="Of the disturbances, their order and victims, and of the load.")] = 0,
     replicas: Annotated[int, typer.Option(min=2, help="Replicas; each takes a CPU.")] = 2,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """Kill and stop processes of a session under load; no answer may show it, and nothing may be left behind.
 

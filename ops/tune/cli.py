@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ops.errors import UserError
-from ops.options import AsJson, Config
+from ops.options import AsJson, Config, Set, load_settings
 
 if TYPE_CHECKING:
     from cluster.config import Loaded
@@ -26,7 +26,6 @@ app = typer.Typer(
     "--ttft-slo 1 --tpot-slo 0.05 --out tuned.yaml`, then `moray up --model ~/models/Qwen3-30B-A3B --profile "
     "tuned.yaml` · `moray tune --tier 32b --limit-s 540 --out tuned.yaml --json`",
 )
-_USAGE_ERROR = 2
 
 
 @app.callback()
@@ -54,17 +53,15 @@ def tune(
     ] = None,
     config: Config = None,
     expert_parallel: Annotated[int | None, typer.Option(help="Shards of the replica's experts.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as of `moray up`. Repeatable.")
-    ] = None,
+    set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the engine settings that carry the most load within an SLO here, and write them as a profile.
 
     One engine core is asked for random prompts that come as a Poisson process, at one rate after another. Limits of a
-    step are changed while it runs; it is loaded anew only for CUDA graphs, async scheduling, a KV dtype, a block size
-    and higher limits. A setting has to carry 6% more than the best so far, or is dropped; a trial ends as soon as it
-    is sure. In the end the choice is loaded once more, as the profile has it, and has to carry its rate again.
+    step are changed while it runs; it is loaded anew only for async scheduling, a KV dtype, a block size and higher
+    limits. A setting has to carry 6% more than the best so far, or is dropped; a trial ends as soon as it is sure. In
+    the end the choice is loaded once more, as the profile has it, and has to carry its rate again.
 
     After an interruption, or when the limit is over, run it again: it goes on where it was. What is measured is the
     engine: gateways and the router are in front of it in a session, and trials of seconds do not show what a load
@@ -83,7 +80,7 @@ def tune(
         flags: dict[str, Any] = {"model.path": model, "experts.expert_parallel": expert_parallel}
         if tier is not None:
             flags |= _stand_in(tier, Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="moray-tune-"))))
-        loaded = _load(config, {key: value for key, value in flags.items() if value is not None}, set_)
+        loaded = load_settings(config, {key: value for key, value in flags.items() if value is not None}, set_)
         from ops.tune.attainment import Slo
         from ops.tune.engine import Work
         from ops.tune.tuning import Goal
@@ -154,19 +151,12 @@ def kernels(
 
 
 def _shape(tier: str | None, model: Path | None) -> ModelSpec:
-    from experts import model_spec
+    from experts.model_spec import TIERS
+    from ops.planner.cli import shape
 
-    try:
-        if tier is not None:
-            return model_spec.tier(tier)
-        assert model is not None
-        return model_spec.from_config(json.loads((model.expanduser() / "config.json").read_text()), model.name)
-    except KeyError:
-        raise UserError(f"there is no tier {tier!r}; there are {', '.join(model_spec.TIERS)}") from None
-    except (OSError, ValueError):
-        raise UserError(f"{model} is no Hugging Face checkpoint: it has no config.json that can be read") from None
-    except model_spec.NotUnderstood as problem:
-        raise UserError(str(problem)) from None
+    if tier is not None and tier.lower() not in TIERS:
+        raise UserError(f"there is no tier {tier!r}; there are {', '.join(TIERS)}")
+    return shape(str(model) if tier is None else tier)
 
 
 def _search(
@@ -276,24 +266,9 @@ def _stand_in(tier: str, where: Path) -> dict[str, Any]:
 
 
 def _vocabulary(directory: Path) -> int:
+    from experts.model_spec import text_part
+
     try:
-        told = json.loads((directory / "config.json").read_text())
-        return int(told.get("text_config", told)["vocab_size"])
-    except (OSError, ValueError, KeyError):
+        return int(text_part(json.loads((directory / "config.json").read_text()))["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{directory} is no Hugging Face checkpoint: its config.json names no vocab_size") from None
-
-
-def _load(config: Path | None, flags: dict[str, Any], pairs: list[str] | None) -> Loaded:
-    from cluster.config import ConfigError, load
-
-    overrides = dict(flags)
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{pair}: write it as key=value", param_hint="--set")
-        overrides[key.strip()] = value.strip()
-    try:
-        return load(config, os.environ, overrides)
-    except ConfigError as error:
-        typer.secho(f"error: {error}", err=True)
-        raise typer.Exit(_USAGE_ERROR) from None

@@ -42,7 +42,7 @@ def test_what_is_used_wrongly_is_told(arguments, told):
         (("--out", "x.yaml", "--tier", "33b"), "there is no tier '33b'"),
         (("kernels", "--out", "x", "--tier", "33b"), "there is no tier '33b'"),
         (("kernels", "--out", "x", "--tier", "32b", "--expert-parallel", "3"), "does not divide"),
-        (("kernels", "--out", "x", "--model", "/nowhere"), "no Hugging Face checkpoint"),
+        (("kernels", "--out", "x", "--model", "/nowhere"), "nor a file or directory with a config.json"),
     ],
 )
 def test_what_cannot_be_had_is_told(arguments, told, tmp_path, monkeypatch):
@@ -52,8 +52,9 @@ def test_what_cannot_be_had_is_told(arguments, told, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_without_a_model_is_told(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 3}))
+@pytest.mark.parametrize("config", [{"hidden_size": 3}, {"hidden_size": 3, "text_config": None}])
+def test_a_directory_without_a_model_is_told(config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="names no vocab_size"):
         raise run("--out", str(tmp_path / "x.yaml"), "--model", str(tmp_path)).exception
 
