@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -36,6 +37,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the report as one JS
 LOAD, TIMEOUT_S, LINGER_S = 8, 300.0, 60.0
 
 
+@dataclass(frozen=True)
+class Common:
+    """What every fault's command is given."""
+
+    port: int | None
+    url: str | None
+    api_key: str | None
+    load: int
+    timeout_s: float
+    linger_s: float
+    ray_address: str | None
+    yes: bool
+    as_json: bool
+
+
 @app.callback()
 def drill() -> None:
     """Strike a running cluster, watch it mend, print a recovery report.
@@ -65,8 +81,8 @@ def kill_replica(
     as_json: AsJson = False,
 ) -> None:
     """Kill (SIGKILL) a replica's engine: its streams resume on the others, and Ray Serve replaces it."""
-    where = (port, url, api_key, ray_address)
-    _run(Fault.KILL_REPLICA, where, (replica, even_the_last, 0.0, 0.0), (load, timeout, linger), yes, as_json)
+    common = Common(port, url, api_key, load, timeout, linger, ray_address, yes, as_json)
+    _run(Fault.KILL_REPLICA, common, replica, even_the_last)
 
 
 @app.command(
@@ -90,8 +106,8 @@ def freeze_replica(
     as_json: AsJson = False,
 ) -> None:
     """Stop (SIGSTOP) a replica's engine: up, but not serving. It goes on (SIGCONT) when the drill ends, however."""
-    where = (port, url, api_key, ray_address)
-    _run(Fault.FREEZE_REPLICA, where, (replica, even_the_last, for_, 0.0), (load, timeout, linger), yes, as_json)
+    common = Common(port, url, api_key, load, timeout, linger, ray_address, yes, as_json)
+    _run(Fault.FREEZE_REPLICA, common, replica, even_the_last, for_)
 
 
 @app.command(
@@ -116,8 +132,8 @@ def slow_replica(
     as_json: AsJson = False,
 ) -> None:
     """Slow a replica's engine down: SIGSTOP and SIGCONT in turns. It goes on when the drill ends, however."""
-    where = (port, url, api_key, ray_address)
-    _run(Fault.SLOW_REPLICA, where, (replica, even_the_last, for_, share), (load, timeout, linger), yes, as_json)
+    common = Common(port, url, api_key, load, timeout, linger, ray_address, yes, as_json)
+    _run(Fault.SLOW_REPLICA, common, replica, even_the_last, for_, share)
 
 
 @app.command("kill-router", epilog="Examples: `moray drill kill-router` · `moray drill kill-router --load 32 --yes`")
@@ -133,17 +149,17 @@ def kill_router(
     as_json: AsJson = False,
 ) -> None:
     """Kill (SIGKILL) the router: running streams do not notice, Ray starts it anew, it is told all that is open."""
-    where = (port, url, api_key, ray_address)
-    _run(Fault.KILL_ROUTER, where, (None, False, 0.0, 0.0), (load, timeout, linger), yes, as_json)
+    common = Common(port, url, api_key, load, timeout, linger, ray_address, yes, as_json)
+    _run(Fault.KILL_ROUTER, common)
 
 
 def _run(
     fault: Fault,
-    where: tuple[int | None, str | None, str | None, str | None],
-    what: tuple[str | None, bool, float, float],
-    how: tuple[int, float, float],
-    yes: bool,
-    as_json: bool,
+    common: Common,
+    replica: str | None = None,
+    even_the_last: bool = False,
+    for_s: float = 0.0,
+    stopped_share: float = 0.0,
 ) -> None:
     from rich.console import Console
 
@@ -151,8 +167,19 @@ def _run(
     from ops.drill.rendering import render, verdict
     from ops.session import find_url
 
-    port, url, api_key, ray_address = where
-    options = Options(fault, url.rstrip("/") if url is not None else find_url(port), api_key, *what, *how, ray_address)
+    options = Options(
+        fault=fault,
+        url=common.url.rstrip("/") if common.url is not None else find_url(common.port),
+        api_key=common.api_key,
+        replica=replica,
+        even_the_last=even_the_last,
+        for_s=for_s,
+        stopped_share=stopped_share,
+        load=common.load,
+        timeout_s=common.timeout_s,
+        linger_s=common.linger_s,
+        ray_address=common.ray_address,
+    )
     said = Console(stderr=True)
 
     def tell(line: str) -> None:
@@ -160,10 +187,10 @@ def _run(
 
     prepared = prepare(options)
     tell(prepared.intention)
-    if not yes:
+    if not common.yes:
         _ask()
     report = asyncio.run(carry_out(prepared, tell))
-    if as_json:
+    if common.as_json:
         sys.stdout.write(json.dumps(report) + "\n")
         said.print(verdict(report))
     else:
