@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ops.bench.gpu.cli import gpu
-from ops.bench.reporting import AsJson, reporter
+from ops.bench.reporting import reporter
 from ops.bench.rollout_cli import gates, rollout
+from ops.options import AsJsonLine
 
 Traces = Annotated[
     Path | None,
@@ -37,7 +38,7 @@ def frontend(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each alternates between both sides.")] = 5,
     output_tokens: Annotated[int, typer.Option(min=2, max=2048, help="Tokens that each request generates.")] = 128,
     stream_interval: Annotated[int, typer.Option(min=1, help="Tokens in one event of a stream.")] = 1,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """What HTTP, proxy, gateway, router and Ray cost around the engine, at concurrency 1, 32 and 128.
 
@@ -58,7 +59,7 @@ def telemetry(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; in each, every side takes the load once.")] = 16,
     requests: Annotated[int, typer.Option(min=32, help="Requests of each run, 32 at a time.")] = 256,
     output_tokens: Annotated[int, typer.Option(min=2, max=2048, help="Tokens that each request generates.")] = 128,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """What metrics and traces cost the front end, in tokens/s and in the gateway's CPU.
 
@@ -78,7 +79,7 @@ def telemetry(
 def transport(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each alternates between both ways.")] = 3,
     frames: Annotated[int, typer.Option(min=100, help="Frames in each round and way.")] = 1000,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """What a frame of tokens costs from replica to gateway: through Ray, and over our own connection.
 
@@ -92,7 +93,7 @@ def transport(
 @app.command()
 def counting(
     rounds: Annotated[int, typer.Option(min=4, help="Rounds; each alternates between both ways.")] = 20,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """What counting the experts' load costs an engine, on the embedded model and this machine's CPU.
 
@@ -111,7 +112,7 @@ def counting(
 def router(
     seconds: Annotated[float, typer.Option(min=2, help="Seconds of 500 tickets each.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the core alone, 10 and 1,000 replicas in turns.")] = 3,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """What a scheduling decision takes, prefix scoring included.
 
@@ -138,9 +139,11 @@ def goodput(
     seeds: Annotated[int, typer.Option(min=1, help="Runs whose attainments are averaged.")] = 1,
     traces: Traces = None,
     precision: Annotated[float, typer.Option(min=0.001, help="Of the capacities, as a share.")] = 0.03,
-    machine: Annotated[str, typer.Option(help="h200 (fitted to measurements) or a100 (predicted).")] = "h200",
+    machine: Annotated[
+        str, typer.Option(help="h200, h200-steps (both fitted to measurements) or a100 (predicted).")
+    ] = "h200",
     processes: Annotated[int, typer.Option(min=1, help="Simulations at once.")] = 1,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """How much load each policy carries within the SLO, in simulation.
 
@@ -158,10 +161,7 @@ def goodput(
     if machine not in MACHINES:
         raise UserError(f"--machine {machine}: there is no such one; take one of {', '.join(MACHINES)}")
     setting = Setting(replicas, seeds, checked_traces(traces), precision, machine)
-    console = Console(stderr=True)
-    figures = measure(
-        setting, workloads, policies, processes, lambda line: console.print(line, style="dim", highlight=False)
-    )
+    figures = measure(setting, workloads, policies, processes, reporter(as_json))
     _show("moray bench goodput", figures, as_json)
 
 
@@ -172,7 +172,7 @@ def start(
         list[str] | None,
         typer.Option("--set", help="A setting of the sessions, as for `moray up`.", metavar="KEY=VALUE"),
     ] = None,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """How long a session takes to start, by stages, and to end.
 
@@ -192,7 +192,7 @@ def autoscale(
     days: Annotated[str | None, typer.Option(help="Some of conv, mixed, by commas.", metavar="NAMES")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Days of each shape.")] = 3,
     first_seed: Annotated[int, typer.Option(help="Of the first day. Ours was tuned on 100.")] = 0,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """Replica-hours of a simulated day: our autoscaling against Ray Serve's default policy.
 
@@ -224,7 +224,7 @@ def peers(
         Path | None,
         typer.Option(help="Folder of what ray.serve.llm imports beyond our own: `pip install -t DIR pyarrow`."),
     ] = None,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """Two real CPU engines behind Moray, behind peers' policies, HAProxy leastconn, and ray.serve.llm.
 
@@ -239,18 +239,13 @@ def peers(
 
     names = [name.strip() for name in policies.split(",") if name.strip()]
     options = Options(rounds, seconds, rate, names, Slo(ttft_ms / 1e3, tpot_ms / 1e3), ray_llm_packages)
-    console = Console(stderr=True)
-    _show(
-        "moray bench peers",
-        measure(options, lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True)),
-        as_json,
-    )
+    _show("moray bench peers", measure(options, reporter(as_json)), as_json)
 
 
 @app.command()
 def balance(
     seed: Annotated[int, typer.Option(help="Of the made-up loads.")] = 0,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """Our placements of experts against those of the EPLB policy that vLLM brings.
 
@@ -278,7 +273,7 @@ def context(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each alternates between both lengths.")] = 5,
     output_tokens: Annotated[int, typer.Option(min=2, max=512, help="Tokens that each stream generates.")] = 64,
     chunk: Annotated[int, typer.Option(min=128, max=32768, help="Prompt tokens in one step.")] = 1024,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """What 32K of context costs one stream, on the embedded model's architecture with stretched positions, on a CPU.
 
@@ -307,7 +302,7 @@ def int8(
             help="Folder of AMD's kernels: `pip install --no-deps -t DIR zentorch==2.13.0.1 deprecated wrapt`.",
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """int8 forms of the embedded model against the model itself, on real CPU engines.
 
@@ -320,13 +315,12 @@ def int8(
     """
     from ops.bench.int8 import measure, table
 
-    console = Console(stderr=True)
     figures = measure(
         prompts,
         seed,
         qat.expanduser() if qat else None,
         zentorch.expanduser() if zentorch else None,
-        lambda line: console.print(line, style="dim", highlight=False),
+        reporter(as_json),
     )
     if as_json:
         typer.echo(json.dumps(figures))
@@ -339,7 +333,7 @@ def detectors(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of six days, each with every fault once.")] = 3,
     rate: Annotated[float, typer.Option(min=0.1, help="Requests a second, the mean of a usual day.")] = 0.5,
     traces: Traces = None,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """What the anomaly detectors find in simulated days with faults, and what they say without a reason.
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ops.bench.reporting import AsJson, reporter
+from ops.bench.reporting import reporter
+from ops.options import AsJsonLine
 
 
 def rollout(
@@ -20,7 +21,7 @@ def rollout(
     min_samples: Annotated[int, typer.Option(min=20, help="Requests of each version before it is judged.")] = 50,
     step_s: Annotated[float, typer.Option(min=1, help="Seconds for which a canary is watched at least.")] = 15,
     deadline_s: Annotated[float, typer.Option(min=20, help="Seconds without a verdict until it goes back.")] = 300,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """The embedded v2 takes v1's place under load, in place; then bad versions have to go back by themselves.
 
@@ -50,7 +51,7 @@ def gates(
     min_samples: Annotated[
         int | None, typer.Option(min=20, help="Requests of each version that a step needs. Default: a rollout's own.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: AsJsonLine = False,
 ) -> None:
     """How often a rollout's gates roll back a version just like the old one, and find a worse one.
 

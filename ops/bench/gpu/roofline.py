@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from experts.model_spec import ModelSpec
+from experts.sharding import passed_parameters
+from experts.step_model import touched
 from experts.topology import GPUS, Gpu
 
 _BYTES = 2.0  # of a weight and of a KV value: bfloat16
@@ -25,23 +27,20 @@ class Demand(NamedTuple):
 
 def decode(spec: ModelSpec, batch: int, context: int) -> Demand:
     """A step in which `batch` sequences get a token each, with so many tokens before it."""
-    tables = spec.vocabulary * spec.hidden
-    read = _passed_besides_experts(spec) + tables + spec.routed_parameters * _touched(spec, batch)
     pairs = batch * context * spec.layers * spec.attention.flop_per_pair()
     return Demand(
-        bytes=read * _BYTES + batch * context * spec.kv_bytes_per_token(_BYTES),
-        flops=2.0 * batch * (_passed(spec) + tables) + pairs,
+        bytes=_read(spec, batch) * _BYTES + batch * context * spec.kv_bytes_per_token(_BYTES),
+        flops=2.0 * batch * passed_parameters(spec) + pairs,
     )
 
 
 def prefill(spec: ModelSpec, prompts: int, prompt: int) -> Demand:
     """A step of whole prompts. The output's table is passed by their last tokens only."""
     tokens, tables = prompts * prompt, spec.vocabulary * spec.hidden
-    read = _passed_besides_experts(spec) + tables + spec.routed_parameters * _touched(spec, tokens)
     pairs = prompts * prompt * (prompt + 1) / 2 * spec.layers * spec.attention.prefill_flop_per_pair()
     return Demand(
-        bytes=read * _BYTES + tokens * spec.kv_bytes_per_token(_BYTES),
-        flops=2.0 * (tokens * _passed(spec) + prompts * tables) + pairs,
+        bytes=_read(spec, tokens) * _BYTES + tokens * spec.kv_bytes_per_token(_BYTES),
+        flops=2.0 * (tokens * (passed_parameters(spec) - tables) + prompts * tables) + pairs,
     )
 
 
@@ -79,16 +78,8 @@ def gpu_named(name: str | None) -> Gpu | None:
     return next(iter(sized or fitting[-1:]), None)
 
 
-def _touched(spec: ModelSpec, tokens: int) -> float:
-    """Share of the experts that at least one token is given to."""
-    return 1.0 - (1.0 - spec.top_k / spec.experts) ** tokens
-
-
-def _passed_besides_experts(spec: ModelSpec) -> float:
-    """Parameters of all layers that every token passes."""
-    return spec.attention_parameters + spec.shared_parameters + spec.dense_parameters + spec.router_parameters
-
-
-def _passed(spec: ModelSpec) -> float:
-    """Parameters of all layers that one token passes."""
-    return _passed_besides_experts(spec) + spec.moe_layers * spec.top_k * spec.expert_parameters
+def _read(spec: ModelSpec, tokens: int) -> float:
+    """Parameters that a step of so many tokens reads: of the tables the output's, of the experts those touched."""
+    others = spec.parameters - spec.routed_parameters - spec.embedding_parameters
+    share = touched(tokens, 0, spec.top_k / spec.experts, 1.0)
+    return others + spec.vocabulary * spec.hidden + spec.routed_parameters * share
