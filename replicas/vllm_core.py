@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -163,16 +164,19 @@ def compile_kernels(worker: Any) -> None:
     """Runs steps of all kinds of sizes without any request; on all workers at once, before the first request comes.
 
     vLLM's fused-MoE kernel is compiled when a step first needs one of its variants, seconds apiece in which no stream
-    gets a token. Which one depends on a step's tokens: the tile by a table, and whether their number is odd. CUDA
-    graphs bring theirs with them; steps that are larger than those have to be run. What is compiled is kept on disk.
+    gets a token. Which one depends on a step's tokens: the tile by a table, and whether their number is odd. The steps
+    are run without CUDA graphs, whose sizes are even: what is padded to one brings no kernel for an odd number, which
+    an engine with fewer graphs needs (`VllmCore.limit`). What is compiled is kept on disk.
     """
     knobs = importlib.import_module("triton").knobs
     runner, most = worker.model_runner, worker.scheduler_config.max_num_batched_tokens
     began = time.monotonic()
     with knobs.runtime.scope():
         knobs.runtime.jit_post_compile_hook = None  # vLLM's, which warns of latency
+        use_graphs(worker, 0)
         for tokens in sorted({n for tile in (*_TILE_TOKENS, most - 1) for n in (tile, tile + 1) if n <= most}):
             runner._dummy_run(tokens, skip_eplb=True)
+        use_graphs(worker, sys.maxsize)
     logging.getLogger("vllm").info(
         "Steps of all sizes ran in %.1f s: their kernels are compiled.", time.monotonic() - began
     )
@@ -182,16 +186,21 @@ def use_graphs(worker: Any, most_tokens: int) -> None:
     """Of the CUDA graphs that this worker has captured, only those of steps of at most so many tokens; on all workers.
 
     vLLM's V2 runner looks a step's graph up by its tokens (v1/worker/gpu/cudagraph_utils.py), the V1 runner asks first
-    whether they are too many (v1/cudagraph_dispatcher.py).
+    whether they are too many (v1/cudagraph_dispatcher.py). FlashAttention splits what steps up to the largest graph
+    attend to otherwise than larger steps do (v1/attention/backends/flash_attn.py).
     """
+    for group in (group for groups in worker.model_runner.attn_groups for group in groups):
+        for builder in group.metadata_builders:
+            if (largest := getattr(builder, "max_cudagraph_size", None)) is not None:
+                builder.max_cudagraph_size = min(most_tokens, vars(builder).setdefault("moray_largest", largest))
     if manager := getattr(worker.model_runner, "cudagraph_manager", None):
         captured = vars(manager).setdefault("moray_captured", manager._candidates)
         manager._candidates = {step: graphs for step, graphs in captured.items() if step[0] <= most_tokens}
         return
     dispatcher = worker.model_runner.cudagraph_dispatcher
     config = dispatcher.compilation_config
-    largest = vars(dispatcher).setdefault("moray_largest", config.max_cudagraph_capture_size)
-    config.max_cudagraph_capture_size = min(most_tokens, largest)
+    if (largest := vars(dispatcher).setdefault("moray_largest", config.max_cudagraph_capture_size)) is not None:
+        config.max_cudagraph_capture_size = min(most_tokens, largest)
 
 
 def prompt_blocks(config: Any) -> "Callable[[Any, int], tuple[int, ...]]":

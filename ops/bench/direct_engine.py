@@ -1,20 +1,22 @@
 """The baseline: one engine core driven directly, in a process of its own, with nothing around it.
 
-`python -m ops.bench.direct_engine SPEC_JSON` reads one `Round` as JSON a line and answers each with a `Result`;
-`DirectEngine` starts it.
+`python -m ops.bench.direct_engine SPEC_JSON PARENT_PID` reads one `Round` as JSON a line and answers each with
+a `Result`; `DirectEngine` starts it.
 """
 
 import os
-import subprocess
 import sys
-import tempfile
 import time
 
 import msgspec
 
+from experts.linux import die_with_parent
+from ops.child import Child
 from ops.errors import UserError
 from replicas.engine_host import build_core, core_environment
 from replicas.engine_spec import EngineSpec
+
+_LIMIT_S = 1800.0  # for its start, and for a round
 
 
 class BenchFailed(UserError):
@@ -44,39 +46,31 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class DirectEngine:
-    """This module in a process of its own, as a context manager."""
+    """This module in a process of its own, as a context manager. Died: it did not start, ended, or hung."""
 
     def __init__(self, spec_json: str) -> None:
-        self._command = [sys.executable, "-m", "ops.bench.direct_engine", spec_json]
+        self._spec_json = spec_json
 
     def __enter__(self) -> "DirectEngine":
-        self._log = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill and stop the engine
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
-        )
-        while (line := self._line()) != "ready\n":
-            if not line:
-                self._log.seek(0)
-                raise BenchFailed(f"the engine alone did not start:\n{self._log.read()[-2000:]}")
+        self._child = Child("the engine alone", "ops.bench.direct_engine", [self._spec_json])
+        try:
+            self._child.hear(_LIMIT_S)
+        except BaseException:
+            self._child.end()
+            raise
         return self
 
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
     def run(self, work: Round) -> Result:
-        assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(work).decode() + "\n")
-        self._process.stdin.flush()
-        return msgspec.json.decode(self._line(), type=Result)
+        return msgspec.json.decode(self._child.ask(msgspec.json.encode(work), _LIMIT_S), type=Result)
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
+        self._child.end()
 
 
 def main() -> None:
+    die_with_parent(int(sys.argv[2]))
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # vLLM logs to the standard output, which is ours
     spec = msgspec.json.decode(sys.argv[1], type=EngineSpec)
     os.environ.update(core_environment(spec))
     core = build_core(spec)
@@ -85,8 +79,8 @@ def main() -> None:
     assert isinstance(core, VllmCore)
     counted = True
 
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    told.write("ready\n")
+    told.flush()
     for number, line in enumerate(sys.stdin):
         work = msgspec.json.decode(line, type=Round)
         requests = [
@@ -121,8 +115,8 @@ def main() -> None:
         routed_s = time.perf_counter() - asked
         routed = None if before is None or after is None else (after - before).tolist()
         result = Result(seconds, cpu, sum(work.output_tokens), ttft, steps, routed, routed_s)
-        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
-        sys.stdout.flush()
+        told.write(msgspec.json.encode(result).decode() + "\n")
+        told.flush()
 
 
 if __name__ == "__main__":

@@ -24,11 +24,10 @@ from experts.topology import GPUS
 from ops.bench.gpu.record import lines
 from ops.calibrate.replay import StepShape, limits, steps_of
 from ops.errors import UserError
+from ops.tune.space import own_graphs
 from replicas.messages import Capacity
 
 RAW_STEPS = ("raw", "calibration")  # parts of a run that measure the raw engine of the 32B tier
-# vLLM's own, where the arguments name none (`VllmConfig._set_cudagraph_sizes`): up to 512.
-_GRAPH_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 
 
 class Measured(NamedTuple):
@@ -111,7 +110,7 @@ def data_set(name: str, rows: Iterable[Mapping[str, Any]]) -> DataSet:
         name=name,
         gpu=_gpu(machine),
         capacity=capacity,
-        graph_sizes=_graph_sizes(args),
+        graph_sizes=own_graphs(args),
         # vLLM's default everywhere; but a CPU has nothing that would run a step while the next is scheduled.
         ahead=machine.get("gpu") is not None and args.get("async_scheduling") is not False,
         measured=tuple(measured),
@@ -164,14 +163,6 @@ def _medians(runs: Iterable[HeldOut]) -> tuple[HeldOut, ...]:
         return HeldOut(turns[0].workload, speed, statistics.median(ttft) if ttft else None)
 
     return tuple(median(turns) for turns in by_work.values())
-
-
-def _graph_sizes(args: Mapping[str, Any]) -> tuple[int, ...]:
-    if args.get("enforce_eager"):
-        return ()
-    told = (args.get("compilation_config") or {}).get("cudagraph_capture_sizes")
-    sizes = tuple(sorted(told)) if told else _GRAPH_SIZES
-    return tuple(size for size in sizes if size <= 2 * args["max_num_seqs"])
 
 
 def _gpu(machine: Mapping[str, Any]) -> str:

@@ -22,9 +22,9 @@ class Slo(NamedTuple):
     tpot_s: float
 
 
-def arrivals(rate: float, until_s: float, seed: int) -> list[float]:
+def arrivals(rate: float, until_s: float) -> list[float]:
     """Poisson arrivals, seconds from the start; at another rate the same ones, nearer to each other or farther."""
-    gaps, at, found = random.Random(seed), 0.0, []
+    gaps, at, found = random.Random(0), 0.0, []
     while (at := at + gaps.expovariate(1.0) / rate) < until_s:
         found.append(at)
     return found

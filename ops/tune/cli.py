@@ -174,7 +174,7 @@ def _search(
     given = _given(loaded)
     state = State(file, searched(name, goal, given, spec.engine_args if tier is None else {}))
     outcome = search(spec, goal, state, limit_s, say)
-    if not outcome.found.first_capacity:
+    if not outcome.default:
         say(
             "No rate was carried with the settings as they are"
             + (": the SLO is too tight for this model here." if outcome.finished else " so far.")
@@ -183,7 +183,7 @@ def _search(
     out.write_text(profile(outcome, goal, given, chosen, measured_on(), name))
     say(_summary(outcome, out))
     return {
-        "default_goodput": round(outcome.found.first_capacity, 3),
+        "default_goodput": round(outcome.default, 3),
         "tuned_goodput": round(outcome.goodput, 3),
         "ratio": round(outcome.ratio, 3),
         "confirmed": outcome.checked is not None and outcome.checked > 0,
@@ -240,8 +240,7 @@ def _given(loaded: Loaded) -> dict[str, Any]:
 
 
 def _summary(outcome: Outcome, out: Path) -> str:
-    found = outcome.found
-    lines = [f"default: {found.first_capacity:.2f} requests/s within the SLO; tuned: {outcome.goodput:.2f}"]
+    lines = [f"default: {outcome.default:.2f} requests/s within the SLO; tuned: {outcome.goodput:.2f}"]
     lines[0] += f" ({outcome.ratio:.2f} times), {outcome.trials} trials"
     if not outcome.keeps_default and outcome.checked is None:
         lines.append("What was found was not loaded once more yet to confirm it.")

@@ -13,16 +13,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from experts.linux import die_with_parent
+from ops.child import Child, Died
 from ops.errors import UserError
 from ops.tune.attainment import Slo, Verdict, arrivals, judged
-from ops.tune.child import Child, Died
 from replicas.engine_host import build_core, core_environment
 from replicas.engine_spec import EngineSpec
+from replicas.messages import Work as Done
 
 if TYPE_CHECKING:
     from replicas.core import StepOutput
@@ -59,7 +61,6 @@ class Burst(msgspec.Struct, frozen=True, tag=True):
     work: Work
     in_flight: int
     seconds: float
-    seed: int = 0
 
 
 class Trial(msgspec.Struct, frozen=True, tag=True):
@@ -72,7 +73,6 @@ class Trial(msgspec.Struct, frozen=True, tag=True):
     tpot_s: float
     warm_s: float
     seconds: float
-    seed: int = 0
 
 
 class Pace(msgspec.Struct, frozen=True, tag=True):
@@ -93,11 +93,10 @@ class Seen(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The engine is ready: the limits that it was loaded with, and how many tokens its KV cache holds."""
+    """The engine is ready: the limits that it was loaded with."""
 
     batched_tokens: int
     seqs: int
-    kv_tokens: int
 
 
 class Broke(msgspec.Struct, frozen=True, tag=True):
@@ -114,16 +113,16 @@ _ANSWER: msgspec.json.Decoder[Pace | Seen | Loaded | Broke] = msgspec.json.Decod
 class TunedEngine:
     """This module in a process of its own, as a context manager. EngineBroke: it could not be loaded."""
 
-    def __init__(self, spec: EngineSpec, limit_s: float) -> None:
-        """`limit_s`: seconds that loading may take."""
-        self._spec, self._limit_s = spec, limit_s
+    def __init__(self, spec: EngineSpec, limit_s: float, log: Path | None = None) -> None:
+        """`limit_s`: seconds that loading may take. `log`: where what the engine says is kept."""
+        self._spec, self._limit_s, self._log = spec, limit_s, log
         self.load_s = 0.0  # it took
 
     def __enter__(self) -> TunedEngine:
         began = time.monotonic()
         arguments = [msgspec.json.encode(self._spec).decode()]
         environment = os.environ | core_environment(self._spec)
-        self._child = Child("the engine", "ops.tune.engine", arguments, environment)
+        self._child = Child("the engine", "ops.tune.engine", arguments, environment, self._log)
         try:
             loaded = _understood(self._child.hear, self._limit_s)
         except BaseException:
@@ -174,7 +173,7 @@ def main() -> None:
     try:
         core: Any = build_core(msgspec.json.decode(sys.argv[1], type=EngineSpec))
         room = core.capacity
-        tell(Loaded(room.max_num_batched_tokens, room.max_num_seqs, room.kv_tokens))
+        tell(Loaded(room.max_num_batched_tokens, room.max_num_seqs))
         driver = _Driver(core)
         for line in sys.stdin.buffer:
             question = _QUESTION.decode(line)
@@ -197,39 +196,40 @@ class _Driver:
         self._asked = 0
         self._running: set[str] = set()
 
-    def _requests(self, work: Work, count: int, seed: int) -> list[Sequence[Any]]:
+    def _requests(self, work: Work, count: int) -> list[Sequence[Any]]:
         """Ready to be added, so that making them costs no trial anything. No prompt is like another."""
         self._asked += 1
-        chosen = random.Random(f"{self._asked} {seed}")
+        chosen = random.Random(self._asked)
         return [
             self._encode(f"{self._asked}-{i}", chosen.choices(range(work.vocabulary), k=work.prompt), work.output)
             for i in range(count)
         ]
 
     def burst(self, ask: Burst) -> Pace:
-        """Told of the second half: in the first, an engine that runs for the first time compiles."""
+        """Told by the tokens of all its steps: requests that began together end together, so that those which end
+        within some seconds say less.
+        """
         requests: list[Sequence[Any]] = []
-        began, half, before, done = time.monotonic(), 0.0, 0, 0
-        while (now := time.monotonic() - began) < ask.seconds or done == before:
-            if now >= ask.seconds / 2 and not half:
-                half, before = now, done
+        began, before, computed = time.monotonic(), self._core.load().work, 0
+        while (took_s := time.monotonic() - began) < ask.seconds or not computed:
             if not requests:
-                requests = self._requests(ask.work, ask.in_flight, ask.seed)
+                requests = self._requests(ask.work, ask.in_flight)
             while requests and len(self._running) < ask.in_flight:
                 self._add(requests.pop())
-            done += sum(len(output.finished) for output in self._step())
+            self._step()
+            computed = _computed(before, self._core.load().work)
         self._clear()
-        return Pace((done - before) / (now - half))
+        return Pace(computed / (ask.work.prompt + ask.work.output - 1) / took_s)
 
     def trial(self, ask: Trial) -> Seen:
         slo, limits = Slo(ask.ttft_s, ask.tpot_s), ask.limits
         self._core.limit(limits.batched_tokens, limits.seqs, limits.prompt_chunk, limits.graph_tokens)
         end_s = ask.warm_s + ask.seconds
         longest_s = slo.ttft_s + ask.work.output * slo.tpot_s
-        due = arrivals(ask.rate, end_s + longest_s, ask.seed)
+        due = arrivals(ask.rate, end_s + longest_s)
         counted = judged(due, ask.warm_s, end_s)
         verdict = Verdict(due, counted, slo, ask.work.output)
-        requests = self._requests(ask.work, len(due), ask.seed)
+        requests = self._requests(ask.work, len(due))
         before = self._core.load().work
         began, looked, next_one = time.monotonic(), 0.0, 0
         waiting: set[str] = set()  # for their first token
@@ -258,7 +258,7 @@ class _Driver:
         work = self._core.load().work
         self._clear()
         steps = work.steps - before.steps
-        computed = work.prefill_tokens + work.decode_tokens - before.prefill_tokens - before.decode_tokens
+        computed = _computed(before, work)
         return Seen(
             attained=verdict.attained,
             counted=len(counted),
@@ -287,6 +287,11 @@ class _Driver:
         self._running.clear()
         while self._core.has_work():
             self._core.step()
+
+
+def _computed(before: Done, after: Done) -> int:
+    """Tokens of the steps between the two."""
+    return after.prefill_tokens + after.decode_tokens - before.prefill_tokens - before.decode_tokens
 
 
 def _number(request_id: str) -> int:

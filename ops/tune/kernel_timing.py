@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from experts.linux import die_with_parent
-from ops.tune.child import Child, Died
+from ops.child import Child, Died
 from ops.tune.kernels import Experts, Tile
 
 _IN_GRAPH = 10  # calls that one replay of the CUDA graph makes

@@ -39,7 +39,7 @@ def profile(
 
 
 def _goodput(outcome: Outcome) -> str:
-    default = outcome.found.first_capacity
+    default = outcome.default
     if not default:
         return f"Goodput: no rate was carried by the default, and what follows is that; {outcome.trials} trials."
     if outcome.keeps_default:

@@ -54,11 +54,6 @@ class Found:
     best: Setting
     capacity: float
 
-    @property
-    def ratio(self) -> float:
-        """Goodput of the best over that of the first; 1 if nothing is known of that."""
-        return self.capacity / self.first_capacity if self.first_capacity else 1.0
-
 
 def next_trial(options: Sequence[Option], trials: Sequence[Trial], first_rate: float) -> tuple[Setting, float] | None:
     """The setting and rate to measure next; None: the search is over. `first_rate`: of the very first trial.

@@ -88,7 +88,7 @@ def own_graphs(args: Mapping[str, Any], seqs: int | None = None) -> tuple[int, .
     if args.get("enforce_eager") or config.get("cudagraph_mode") in ("NONE", 0):
         return ()
     if sizes := config.get(GRAPHS):
-        return tuple(sorted(sizes))
+        return tuple(sorted(n for n in sizes if n <= args.get(TOKENS, n)))
     seqs = seqs or args.get(SEQS) or max(_ON_GPU[SEQS])
     most = config.get("max_cudagraph_capture_size") or min(2 * seqs, 512)
     return tuple(n for n in (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)) if n <= most)

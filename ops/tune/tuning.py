@@ -1,8 +1,8 @@
 """The search on the engine at hand: what to try next is `search`'s to say, here it is loaded and measured.
 
-A trial has a few seconds, so one option's gain may be luck. What the search chose is therefore loaded once more, as a
-profile would have it, and asked for the rate that it was found to carry, or a little less, until it carries it. The
-default is not asked again: luck can make the gain look too small, hardly too large.
+A trial has a few seconds, so what it says may be luck, and one refused rate caps a setting for good. What the search
+chose is therefore asked again in the end, loaded as a profile would have it: for the rate that it was found to carry,
+or a little less, until it carries it. So is the default: for a little more, as long as it carries that.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -60,11 +61,13 @@ class Goal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`checked`: the rate that the choice carried once it was loaded as a profile has it; None: it was not asked yet;
-    0.0: it carried none of those that it was asked for. `finished`: nothing is left to try.
+    """`default`: the rate that the default carries, by all trials. `checked`: the rate that the choice carried once it
+    was loaded as a profile has it; None: it was not asked yet; 0.0: it carried none of those that it was asked for.
+    `finished`: nothing is left to try.
     """
 
     found: Found
+    default: float
     checked: float | None
     finished: bool
     trials: int
@@ -72,19 +75,19 @@ class Outcome:
     @property
     def keeps_default(self) -> bool:
         """Whether nothing better was found, or it did not last."""
-        lost = self.checked is not None and self.checked <= self.found.first_capacity
+        lost = self.checked is not None and self.checked <= self.default
         return lost or self.found.best == self.found.first
 
     @property
     def goodput(self) -> float:
         """Requests/s within the SLO, of the settings to take."""
         if self.keeps_default:
-            return self.found.first_capacity
+            return self.default
         return self.found.capacity if self.checked is None else self.checked
 
     @property
     def ratio(self) -> float:
-        return self.goodput / self.found.first_capacity if self.found.first_capacity else 1.0
+        return self.goodput / self.default if self.default else 1.0
 
     @property
     def setting(self) -> Setting:
@@ -92,51 +95,86 @@ class Outcome:
         return self.found.first if self.keeps_default else self.found.best
 
 
-def search(spec: EngineSpec, goal: Goal, state: State, limit_s: float, report: Callable[[str], None]) -> Outcome:
+def search(
+    spec: EngineSpec,
+    goal: Goal,
+    state: State,
+    limit_s: float,
+    report: Callable[[str], None],
+    log: Path | None = None,
+) -> Outcome:
     """Goes on with the state's search until it is over or `limit_s` seconds are. UserError: the engine does not run
-    with the settings as they are.
+    with the settings as they are. `log`: where what engines say is kept.
     """
     with ExitStack() as ended:
-        bench = _Bench(spec, goal, state, time.monotonic() + limit_s, report)
+        bench = _Bench(spec, goal, state, time.monotonic() + limit_s, report, log)
         ended.callback(bench.close)
         try:
             options = bench.options()
+        except OutOfTime:
+            raise UserError("the limit was over before the engine was loaded: allow more by --limit-s") from None
+        finished = True
+        try:
             while (wanted := next_trial(options, state.trials, state.first_rate)) is not None:
                 bench.trial(*wanted)
-            while (rate := next_check(found(options, state.trials), state.checks)) is not None:
-                bench.trial(found(options, state.trials).best, rate, check=True)
+        except OutOfTime:  # there is time left for what follows
+            finished = False
+        best = found(options, state.trials)
+        try:
+            while (asked := next_check(best, state.checks)) is not None:
+                bench.trial(*asked, check=True)
         except OutOfTime:
             finished = False
-        else:
-            finished = True
-    if state.options is None:
-        raise UserError("the limit was over before the engine was loaded: allow more by --limit-s")
-    best = found(state.options, state.trials)
-    return Outcome(best, checked(best, state.checks), finished, len(state.trials) + len(state.checks))
+    return Outcome(
+        best, default(best, state.checks), checked(best, state.checks), finished, len(state.trials) + len(state.checks)
+    )
 
 
-def next_check(best: Found, checks: Sequence[Trial]) -> float | None:
-    """The rate that the choice is to be asked for next, loaded as a profile has it; None: it is known."""
-    own = [trial for trial in checks if trial.setting == best.best]
-    if best.best == best.first or len(own) == _CHECKS or any(trial.carried or trial.attained is None for trial in own):
+def next_check(best: Found, checks: Sequence[Trial]) -> tuple[Setting, float] | None:
+    """What is to be asked again next, the choice or the default, and for which rate; None: both are known."""
+    if best.best == best.first:
         return None
-    return best.capacity / PRECISION ** len(own)
+    carried, again = checked(best, checks), _of(best.first, checks)
+    if carried is None:
+        return best.best, best.capacity / PRECISION ** len(_of(best.best, checks))
+    if carried and len(again) < _CHECKS and all(trial.carried for trial in again):
+        return best.first, best.first_capacity * PRECISION ** (1 + len(again))
+    return None
 
 
 def checked(best: Found, checks: Sequence[Trial]) -> float | None:
     """As in `Outcome`."""
-    own = [trial for trial in checks if trial.setting == best.best]
-    if best.best != best.first and (not own or next_check(best, checks) is not None):
+    own = _of(best.best, checks)
+    ended = len(own) == _CHECKS or any(trial.carried or trial.attained is None for trial in own)
+    if best.best != best.first and not ended:
         return None
     return max((trial.rate for trial in own if trial.carried), default=0.0)
+
+
+def default(best: Found, checks: Sequence[Trial]) -> float:
+    """As in `Outcome`."""
+    return max((best.first_capacity, *(trial.rate for trial in _of(best.first, checks) if trial.carried)))
+
+
+def _of(setting: Setting, checks: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in checks if trial.setting == setting]
 
 
 class _Bench:
     """At most one engine, loaded anew only when a setting needs it."""
 
-    def __init__(self, spec: EngineSpec, goal: Goal, state: State, ends: float, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        goal: Goal,
+        state: State,
+        ends: float,
+        report: Callable[[str], None],
+        log: Path | None,
+    ) -> None:
         """`ends`: monotonic."""
         self._spec, self._goal, self._state, self._ends, self._report = spec, goal, state, ends, report
+        self._log = log
         self._engine: TunedEngine | None = None
         self._load: space.Load | None = None
         self._load_s = 0.0  # the longest load so far, its warming included
@@ -145,7 +183,7 @@ class _Bench:
     def close(self) -> None:
         if self._engine is not None:
             self._engine.__exit__()
-            self._engine = None
+            self._engine = self._load = None
 
     def options(self) -> Sequence[Option]:
         """Of the state, or by the engine that the settings give."""
@@ -155,6 +193,7 @@ class _Bench:
             if more:
                 graphs = {"compilation_config": space.with_graphs(args, more[-1])}
                 spec = msgspec.structs.replace(spec, engine_args=dict(args) | graphs)
+            self._allow(self._goal.longest_s)
             loaded = self._started(spec, "as the settings have it" + (", with more CUDA graphs" if more else ""))
             own = space.own_graphs(args, loaded.seqs) if on_gpu else ()
             default = space.Default(loaded.batched_tokens, loaded.seqs, args.get(space.CHUNK) or 0, own)
@@ -170,10 +209,15 @@ class _Bench:
         if reason := space.refused(setting):
             self._state.add(Trial(setting, rate, None), check, reason=reason)
             return
-        load = space.exact(setting) if check else space.load_for(self._state.options, setting)
+        best = found(self._state.options, self._state.trials)
+        exactly = check and setting == best.best
+        load = space.exact(setting) if exactly else space.load_for(self._state.options, setting)
+        fits = self._load == load if exactly else self._load is not None and self._load.serves(load)
+        asked_s = self._goal.longest_s + (0.0 if fits else self._load_s)
+        self._allow(asked_s if check else asked_s + self._check_s(best, self._load if fits else load))
         try:
-            self._loaded(load, check)
-            self._allow(self._goal.longest_s)
+            if not fits:
+                self._loaded(load)
             assert self._engine is not None
             goal, slo = self._goal, self._goal.slo
             limits = Limits(
@@ -193,7 +237,7 @@ class _Bench:
         made = Trial(setting, rate, seen.attained)
         self._state.add(made, check, **msgspec.structs.asdict(seen))
         what = "carried" if made.carried else "not carried"
-        again = ", loaded as a profile has it" if check else ""
+        again = ", loaded as a profile has it" if exactly else ", once more" if check else ""
         self._report(
             f"{rate:.2f} requests/s {what} ({seen.attained:.0%} of {seen.counted} in time, {seen.took_s:.1f} s): "
             f"{told(setting, self._state.options)}{again}"
@@ -203,15 +247,15 @@ class _Bench:
         """Tokens of the largest step that runs as a CUDA graph; 0: that is no choice here."""
         if space.GRAPHS not in setting:
             return 0
-        assert self._state.options is not None
-        seqs = next(one for one in self._state.options if one.name == space.SEQS).values[0]
-        return int((setting[space.GRAPHS] or space.own_graphs(self._spec.engine_args, seqs))[-1])
+        return int((setting[space.GRAPHS] or space.own_graphs(self._spec.engine_args, setting[space.SEQS]))[-1])
 
-    def _loaded(self, load: space.Load, exactly: bool) -> None:
-        if self._engine is not None and self._load is not None:
-            fits = load == self._load if exactly else self._load.serves(load)
-            if fits:
-                return
+    def _check_s(self, best: Found, load: space.Load | None) -> float:
+        """Seconds that the check of the best so far needs, behind a trial on an engine that is loaded so."""
+        if best.best == best.first or checked(best, self._state.checks) is not None:
+            return 0.0
+        return self._goal.longest_s + (0.0 if space.exact(best.best) == load else self._load_s)
+
+    def _loaded(self, load: space.Load) -> None:
         self.close()
         fixed = dict(load.fixed)
         spec = msgspec.structs.replace(self._spec, engine_args=space.engine_args(self._spec.engine_args, load))
@@ -224,11 +268,10 @@ class _Bench:
 
     def _started(self, spec: EngineSpec, what: str) -> Any:
         """Loaded and warm."""
-        self._allow(self._load_s + self._goal.longest_s)
         self._report(f"loading an engine: {what}")
         began = time.monotonic()
         wait_until_free(Gpus(spec.device == "cuda"), _FREE_S)
-        engine = TunedEngine(spec, max(self._ends - began, 1.0))
+        engine = TunedEngine(spec, max(self._ends - began, 1.0), self._log)
         try:
             self._engine = engine.__enter__()
             for in_flight in (*(_WARMING if spec.device == "cuda" else ()), _IN_FLIGHT):

@@ -50,7 +50,9 @@ def prefill(bench: Bench, raw: RawEngine) -> None:
     until many have, which come together.
     """
     limits = bench.scale.args
-    whole_prompts(bench, raw, CHUNKS)
+    for chunk in CHUNKS:
+        if chunk <= limits["max_num_batched_tokens"]:
+            _prefill(bench, raw, [], chunk)
     for cached, chunk in CACHED:
         if cached + chunk < limits["max_model_len"] and chunk <= limits["max_num_batched_tokens"]:
             prefix = bench.prompts.token_ids(at_once(1, cached, 1), 10)[0]
@@ -60,13 +62,6 @@ def prefill(bench: Bench, raw: RawEngine) -> None:
         work = bench.scale.work(count, prompt, 1)
         asks = [Ask(bench.prompts.token_ids(work, 11 + turn), [1] * work.requests) for turn in range(1 + _TURNS)]
         _note_prefill(bench, [raw.run(ask).seconds for ask in asks][1:], work.requests, work.prompt)
-
-
-def whole_prompts(bench: Bench, raw: RawEngine, lengths: Sequence[int]) -> None:
-    """Those of them that fit one step."""
-    for length in lengths:
-        if length <= bench.scale.args["max_num_batched_tokens"]:
-            _prefill(bench, raw, [], length)
 
 
 def _prefill(bench: Bench, raw: RawEngine, prefix: list[int], chunk: int) -> None:
@@ -138,9 +133,10 @@ def _asked(work: Workload) -> dict[str, int]:
     return {"requests": work.requests, "prompt": work.prompt, "output": work.output}
 
 
-MEASURES = (decoding, prefill, mixed, held_out)
+# What a machine's older rows lack comes first: a run may be cut off.
+MEASURES = (mixed, held_out, prefill, decoding)
 
 
 def calibration_side(bench: Bench, ends: float) -> None:
-    """All of them on one engine, after one turn of the main workloads, which are held out too."""
-    raw_side(bench, ends, 1, MEASURES)
+    """All of them on one engine."""
+    raw_side(bench, ends, 0, MEASURES)

@@ -26,8 +26,8 @@ _SIDES = ("raw", "moray", "vllm_serve")
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures that are asked for, as far as they were measured, and every row that they were made of."""
     found: dict[str, Any] = {"weights": "dummies of the real shapes: speed only, no answer means anything"}
-    found |= {"machine": next((dict(row) for row in rows if row["what"] == "machine"), None)}
     beside = _beside(rows)
+    found |= {"machine": next((dict(row) for row in (*beside, *rows) if row["what"] == "machine"), None)}
     for name in _RATIOS:
         found |= _ratios(beside, name)
     raw, moray = (_only(beside, what="latency", side=side) for side in ("raw", "moray"))
@@ -46,12 +46,12 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
 def _rooflines(rows: Sequence[Row]) -> dict[str, Any]:
     """Of the 32B tier's single steps, where the GPU's rates are known."""
     gpu = gpu_named(next((row.get("gpu") for row in rows if row["what"] == "machine"), None))
-    steps = [row for row in rows if row.get("step") in (*RAW_STEPS, "roofline") and not row.get("cached")]
+    steps = [row for row in rows if row.get("step") in RAW_STEPS and not row.get("cached")]
     return {"roofline": rooflines(steps, tier("32b"), gpu)} if gpu else {}
 
 
 def _beside(rows: Sequence[Row]) -> Sequence[Row]:
-    """Of the last pass in which the raw engine and Moray ran: each begins with the machine. None: no row."""
+    """Of the last pass in which the raw engine and Moray ran. None: no row."""
     begins = [i for i, row in enumerate(rows) if row["what"] == "machine"] or [0]
     for begin, end in reversed(list(zip(begins, [*begins[1:], len(rows)], strict=True))):
         ran = {row["side"] for row in rows[begin:end] if row["what"] == "run" and _whole(row)}

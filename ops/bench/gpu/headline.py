@@ -43,7 +43,7 @@ def headline(run: GpuRun) -> list[Step]:
             args.setdefault("compilation_config", {"cudagraph_capture_sizes": list(BATCHES)})
             bench = Bench(notes, run.scale, run.scale.engine(run.where, name.replace(" ", "-"), config, **args))
             bench.wait_until_free()
-            with RawEngine(bench.engine.llm(), notes.log("raw")) as raw:
+            with bench.raw_engine() as raw:
                 notes.add(what="start", side=name, load_s=round(raw.load_s, 1))
                 profile(bench, raw, name)
 

@@ -1,16 +1,13 @@
 """The raw engine: vLLM's `LLM` class in a process of its own, token ids in and token ids out.
 
-`python -m ops.bench.gpu.raw_engine LLM_ARGUMENTS_JSON` reads one `Ask` as JSON a line and answers each with a `Took`;
-`RawEngine` starts it.
+`python -m ops.bench.gpu.raw_engine LLM_ARGUMENTS_JSON PARENT_PID` reads one `Ask` as JSON a line and answers each
+with a `Took`; `RawEngine` starts it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,8 +15,11 @@ from typing import Any
 
 import msgspec
 
-from ops.bench.direct_engine import BenchFailed
+from experts.linux import die_with_parent
 from ops.bench.gpu.timed_requests import after_steps, at_moments
+from ops.child import Child
+
+_LIMIT_S = 300.0  # in which any of the bench's workloads has long ended
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -50,50 +50,32 @@ class Took(msgspec.Struct, frozen=True):
 
 
 class RawEngine:
-    """This module in a process of its own, as a context manager."""
+    """This module in a process of its own, as a context manager. Died: it did not start, ended, or hung."""
 
-    def __init__(self, arguments: dict[str, Any], log: Path) -> None:
-        self._command = [sys.executable, "-m", "ops.bench.gpu.raw_engine", json.dumps(arguments)]
-        self._log = log
+    def __init__(self, arguments: dict[str, Any], log: Path, start_limit_s: float) -> None:
+        self._arguments, self._log, self._start_limit_s = json.dumps(arguments), log, start_limit_s
         self.load_s = 0.0  # from the process's start to the engine's readiness
 
     def __enter__(self) -> RawEngine:
         began = time.monotonic()
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True
-            )
-        if self._line() != b"ready\n":
-            self.__exit__()
-            raise BenchFailed(f"the raw engine did not start:\n{self._log.read_text(errors='replace')[-3000:]}")
+        self._child = Child("the raw engine", "ops.bench.gpu.raw_engine", [self._arguments], log=self._log)
+        try:
+            self._child.hear(self._start_limit_s)
+        except BaseException:
+            self._child.end()
+            raise
         self.load_s = time.monotonic() - began
         return self
 
-    def _line(self) -> bytes:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
     def run(self, ask: Ask) -> Took:
-        """BenchFailed: the engine died of it."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(ask) + b"\n")
-        self._process.stdin.flush()
-        if not (line := self._line()):
-            raise BenchFailed(f"the raw engine died:\n{self._log.read_text(errors='replace')[-3000:]}")
-        return msgspec.json.decode(line, type=Took)
+        return msgspec.json.decode(self._child.ask(msgspec.json.encode(ask), _LIMIT_S), type=Took)
 
     def __exit__(self, *_: object) -> None:
-        kill_group(self._process)
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process that leads a session of its own, and all that it has started there."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        self._child.end()
 
 
 def main() -> None:
+    die_with_parent(int(sys.argv[2]))
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # vLLM logs to the standard output, which is ours
     from vllm import LLM, SamplingParams

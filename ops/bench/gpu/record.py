@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import tarfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ops.bench.direct_engine import BenchFailed
 
 _LOG_LIMIT = 14 << 20  # bytes of packed logs: more of the oldest ones are left out
 
@@ -46,6 +49,13 @@ class Notes:
             file.write(json.dumps(line) + "\n")
         self._report(json.dumps(line))
 
+    def on_machine(self, **machine: Any) -> None:
+        """Begins a pass: what is measured in one is compared. A run that goes on with the last pass begins none."""
+        last = [line for line in lines(self._file) if line["what"] == "machine"][-1:]
+        told = json.loads(json.dumps(machine))
+        if not last or any(last[0].get(name) != value for name, value in told.items() if name != "phase"):
+            self.add(what="machine", **machine)
+
     def log(self, name: str) -> Path:
         """A file for what a process says."""
         return self.logs / f"{self._step}-{name}.log".replace("/", "-")
@@ -76,12 +86,28 @@ class Notes:
                 self.add(what="step", ended="well", took_s=round(time.monotonic() - began, 1))
             self.pack_logs()
 
-    def attempt(self, measure: Callable[..., None], *arguments: Any) -> None:
-        """What is measured besides: if it breaks, that is written down, and no more."""
-        try:
-            measure(*arguments)
-        except Exception as error:
-            self.add(what="broken", measure=measure.__name__, error=f"{type(error).__name__}: {error}"[-2000:])
+    def measure(self, measures: Iterable[Callable[..., None]], *arguments: Any, ends: float = math.inf) -> None:
+        """Each of them that this step has not measured yet, none begun after `ends` (monotonic). One that breaks is
+        written down and ends no other; BenchFailed in the end if any is missing.
+        """
+        own = [line for line in lines(self._file) if line["step"] == self._step and line["what"] == "measured"]
+        done, missing = {line["measure"] for line in own}, []
+        for measure in measures:
+            name = measure.__name__
+            if name in done:
+                continue
+            if time.monotonic() >= ends:
+                missing.append(f"{name} (no time)")
+                continue
+            try:
+                measure(*arguments)
+            except Exception as error:
+                missing.append(name)
+                self.add(what="broken", measure=name, error=f"{type(error).__name__}: {error}"[-2000:])
+            else:
+                self.add(what="measured", measure=name)
+        if missing:
+            raise BenchFailed(f"not measured: {', '.join(missing)}. A run over the same folder goes on with them")
 
     def pack_logs(self) -> None:
         """Newest first, until they are too many."""

@@ -48,6 +48,9 @@ class Bench:
         """The workload for a raw engine."""
         return Ask(self.prompts.token_ids(work, seed), [output or work.output] * work.requests, together)
 
+    def raw_engine(self) -> RawEngine:
+        return RawEngine(self.engine.llm(), self.notes.log("raw"), self.scale.start_timeout_s)
+
     def wait_until_free(self) -> None:
         if not wait_until_free(self.gpus, _FREE_LIMIT_S):
             self.notes.add(what="note", text="the GPU's memory was still in use when the next engine started")
@@ -110,13 +113,12 @@ def raw_latency(bench: Bench, raw: RawEngine, side: str = "raw") -> None:
 def raw_side(bench: Bench, ends: float, turns: int, further: Sequence[Callable[[Bench, RawEngine], None]] = ()) -> None:
     """`further` is measured on the same engine afterwards."""
     bench.wait_until_free()
-    with RawEngine(bench.engine.llm(), bench.notes.log("raw")) as raw:
+    with bench.raw_engine() as raw:
         bench.notes.add(what="start", side="raw", load_s=round(raw.load_s, 1))
         warm_raw(bench, raw)
         raw_latency(bench, raw)
         rounds(bench, "raw", measure_raw(bench, raw), ends, turns)
-        for measure in further:
-            bench.notes.attempt(measure, bench, raw)
+        bench.notes.measure(further, bench, raw, ends=ends)
 
 
 # -- through HTTP -----------------------------------------------------------------------------------------------------
@@ -180,8 +182,7 @@ def moray_side(
                 capacity=status["replicas"][0]["capacity"],
             )
             http_side(bench, side, session.url, ends, turns, HopCpu(session.url).read)
-            for measure in further:
-                bench.notes.attempt(measure, bench, side, session.url)
+            bench.notes.measure(further, bench, side, session.url, ends=ends)
     finally:
         bench.notes.add(what="loaded", side=side, load_s=_core_load_s(began))  # Serve's logs are written late
         with suppress(OSError):

@@ -1,7 +1,12 @@
-"""vLLM's own HTTP server, as `vllm serve` starts it: its app over `AsyncLLM`, the engine core in its own process."""
+"""vLLM's own HTTP server, as `vllm serve` starts it: its app over `AsyncLLM`, the engine core in its own process.
+
+`python -m ops.bench.gpu.stock_server PARENT_PID FLAGS…` is that server, and ends with its parent.
+"""
 
 from __future__ import annotations
 
+import os
+import runpy
 import subprocess
 import sys
 import time
@@ -9,8 +14,9 @@ from pathlib import Path
 
 import httpx
 
+from experts.linux import die_with_parent
 from ops.bench.direct_engine import BenchFailed
-from ops.bench.gpu.raw_engine import kill_group
+from ops.child import kill_group
 
 # What `vllm serve` runs for one API server; the command itself looks for a distribution named vllm, which a CPU lacks.
 _SERVER = "vllm.entrypoints.launchers.api_server.entry"
@@ -20,7 +26,7 @@ class StockServer:
     """A context manager. BenchFailed: it did not come up within `limit_s` seconds."""
 
     def __init__(self, flags: list[str], port: int, log: Path, limit_s: float) -> None:
-        self._command = [sys.executable, "-m", _SERVER, *flags]
+        self._command = [sys.executable, "-m", "ops.bench.gpu.stock_server", str(os.getpid()), *flags]
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         self._limit_s = limit_s
@@ -51,3 +57,9 @@ class StockServer:
 
     def __exit__(self, *_: object) -> None:
         kill_group(self._process)
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    sys.argv = [_SERVER, *sys.argv[2:]]
+    runpy.run_module(_SERVER, run_name="__main__")

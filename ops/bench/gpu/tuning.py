@@ -1,4 +1,4 @@
-"""What tuning gains on the GPU at hand, and how near its steps come to the roofline."""
+"""What tuning gains on the GPU at hand."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from typing import Any
 from cluster.app import engine_spec
 from cluster.config import load
 from ops.bench.direct_engine import BenchFailed
-from ops.bench.gpu.calibration_steps import whole_prompts
-from ops.bench.gpu.raw_engine import RawEngine
-from ops.bench.gpu.raw_steps import decode
 from ops.bench.gpu.record import Notes, Step, lines
 from ops.bench.gpu.runs import GpuRun
 from ops.bench.gpu.sides import Bench
@@ -29,11 +26,8 @@ SLO = Slo(ttft_s=1.0, tpot_s=0.05)
 SERVERS_OWN: Mapping[str, Any] = MappingProxyType(
     {"max_num_batched_tokens": 8192, "max_num_seqs": 1024, "compilation_config": {}}
 )
-BATCHES = (1, 64, 256, 512)
-PROMPTS = (1_024, 4_096, 16_384)
 _STOP_NEEDS_S = 10.0
 _TUNE_NEEDS_S = 150.0  # an engine of the 32B tier, loaded, and some trials
-_ROOFLINE_NEEDS_S = 150.0
 
 
 def tune(run: GpuRun) -> list[Step]:
@@ -52,7 +46,9 @@ def tune(run: GpuRun) -> list[Step]:
         known = State(file, _searched(run, goal, bench))
         before = len(known.trials) + len(known.checks)
         limit_s = notes.left_s - _STOP_NEEDS_S
-        outcome = search(spec, goal, known, limit_s, lambda text: notes.add(what="note", text=text))
+        outcome = search(
+            spec, goal, known, limit_s, lambda text: notes.add(what="note", text=text), notes.log("engine")
+        )
         rows = list(lines(file))
         for row in rows[len(rows) - (outcome.trials - before) :]:
             notes.add(what="trial", **row)
@@ -61,7 +57,7 @@ def tune(run: GpuRun) -> list[Step]:
             slo=SLO._asdict(),
             prompt=work.prompt,
             output=work.output,
-            default_req_s=round(outcome.found.first_capacity, 2),
+            default_req_s=round(outcome.default, 2),
             tuned_req_s=round(outcome.goodput, 2),
             ratio=round(outcome.ratio, 3),
             confirmed=bool(outcome.checked),
@@ -73,16 +69,7 @@ def tune(run: GpuRun) -> list[Step]:
         if not outcome.finished:
             raise BenchFailed("the search was cut off: the same run over the same folder goes on with it")
 
-    def roofline(notes: Notes) -> None:
-        bench = run.bench(notes)
-        bench.wait_until_free()
-        with RawEngine(bench.engine.llm(), notes.log("raw")) as raw:
-            raw.run(bench.ask(run.scale.work(256, 256, 8), 1))
-            for batch in BATCHES:
-                decode(bench, raw, batch, 512, "roofline")
-            whole_prompts(bench, raw, PROMPTS)
-
-    return [Step("tune", _TUNE_NEEDS_S, tuned), Step("roofline", _ROOFLINE_NEEDS_S, roofline)]
+    return [Step("tune", _TUNE_NEEDS_S, tuned)]
 
 
 def _searched(run: GpuRun, goal: Goal, bench: Bench) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from replicas.gpus import Gpus
@@ -36,6 +37,11 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return told
+
+
+def boot() -> str:
+    """Of this machine, told apart from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class Watch:

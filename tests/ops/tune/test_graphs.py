@@ -24,9 +24,9 @@ class Pretended:
     asked: ClassVar[list[Trial]] = []
     bursts: ClassVar[list[Burst]] = []
 
-    def __init__(self, spec: EngineSpec, limit_s: float) -> None:
+    def __init__(self, spec: EngineSpec, limit_s: float, log: Path | None) -> None:
         self.args = dict(spec.engine_args)
-        self.loaded = Loaded(self.args.get(space.TOKENS, 2048), self.args.get(space.SEQS, 1024), 1 << 20)
+        self.loaded = Loaded(self.args.get(space.TOKENS, 2048), self.args.get(space.SEQS, 1024))
         self.load_s = 1.0
 
     def __enter__(self) -> Pretended:
@@ -54,12 +54,12 @@ def pretended(monkeypatch):
     return Pretended
 
 
-def searched(tmp_path: Path, args: dict[str, Any], device: str = "cuda"):
+def searched(tmp_path: Path, args: dict[str, Any], limit_s: float = 1e6):
     spec = EngineSpec(
         model="m",
         engine_args={"model": "/m"} | args,
         host="process",
-        device=device,
+        device="cuda",
         shards=1,
         listen="127.0.0.1",
         start_timeout_s=1.0,
@@ -67,7 +67,7 @@ def searched(tmp_path: Path, args: dict[str, Any], device: str = "cuda"):
         hang_timeout_s=1.0,
     )
     goal = Goal(Work(512, 128, 1000), Slo(1.0, 0.05))
-    return search(spec, goal, State(tmp_path / "tune.jsonl", {}), 1e6, lambda _: None)
+    return search(spec, goal, State(tmp_path / "tune.jsonl", {}), limit_s, lambda _: None)
 
 
 def test_one_engine_has_the_graphs_of_all_trials_and_the_default_its_own(pretended, tmp_path) -> None:
@@ -82,6 +82,14 @@ def test_one_engine_has_the_graphs_of_all_trials_and_the_default_its_own(pretend
     changed = [ask for ask in pretended.asked if ask.limits.graph_tokens != 512]
     before = pretended.asked[: pretended.asked.index(changed[0])]
     assert {ask.limits for ask in before} == {before[0].limits}  # graphs are tried before all else
+
+
+def test_a_search_that_is_cut_off_has_confirmed_what_it_found(pretended, tmp_path) -> None:
+    """A trial may take 20 s: there is time for one, once the best so far has its own kept free."""
+    outcome = searched(tmp_path, {}, limit_s=30.0)
+    assert not outcome.finished and outcome.checked and outcome.ratio > 1.0
+    assert outcome.default == pytest.approx(outcome.found.first_capacity)
+    assert pretended.asked[-1].limits.graph_tokens == 512  # the default once more, for a rate that it does not carry
 
 
 def test_an_engine_is_warmed_by_loads_of_several_sizes(pretended, tmp_path) -> None:

@@ -11,7 +11,7 @@ from ops.tune.attainment import Slo
 from ops.tune.engine import Work
 from ops.tune.profile import profile
 from ops.tune.search import PRECISION, Found, Trial
-from ops.tune.tuning import Goal, Outcome, checked, next_check
+from ops.tune.tuning import Goal, Outcome, checked, default, next_check
 from replicas.engine_host import core_environment
 
 FIRST = {space.TOKENS: 2048, space.SEQS: 128, space.CHUNK: 0, space.GRAPHS: None}
@@ -30,7 +30,7 @@ def written(tmp_path, outcome, given=None, setting=BEST):
 
 def test_a_session_takes_it(tmp_path):
     given = {"model.max_model_len": 4096, "engine.extra.seed": 7}
-    file = written(tmp_path, Outcome(FOUND, 14.0, True, 30), given)
+    file = written(tmp_path, Outcome(FOUND, 10.0, 14.0, True, 30), given)
     loaded = load(None, {}, {"model.profile": str(file), "model.path": "/m", "engine.max_num_seqs": 99}, H200)
     args = engine_spec(loaded.settings).engine_args
     assert args["max_num_batched_tokens"] == 4096
@@ -43,7 +43,7 @@ def test_a_session_takes_it(tmp_path):
 
 
 def test_a_settings_file_names_it_beside_itself(tmp_path):
-    written(tmp_path, Outcome(FOUND, 14.0, True, 30))
+    written(tmp_path, Outcome(FOUND, 10.0, 14.0, True, 30))
     settings = tmp_path / "moray.yaml"
     settings.write_text("model:\n  profile: tuned.yaml\n  path: /m\n")
     assert load(settings, {}, {}, H200).settings.engine.max_num_batched_tokens == 4096
@@ -59,32 +59,31 @@ def test_a_profile_that_cannot_be_read_is_told(tmp_path):
 
 
 def test_it_says_what_it_was_measured_on(tmp_path):
-    text = written(tmp_path, Outcome(FOUND, 14.0, True, 30)).read_text()
+    text = written(tmp_path, Outcome(FOUND, 10.0, 14.0, True, 30)).read_text()
     for part in ("qwen3", "one H200 (vllm 0.32.0)", "1 s", "50 ms", "512", "128", "14.00", "1.40 times", "10.00"):
         assert part in text.partition("engine:")[0]
     assert "cut off" not in text
-    assert "cut off" in written(tmp_path, Outcome(FOUND, None, False, 3)).read_text()
+    assert "cut off" in written(tmp_path, Outcome(FOUND, 10.0, None, False, 3)).read_text()
 
 
 def test_without_a_gain_it_is_the_default(tmp_path):
-    outcome = Outcome(FOUND, 0.0, True, 30)
+    outcome = Outcome(FOUND, 10.0, 0.0, True, 30)
     assert (outcome.keeps_default, outcome.ratio, outcome.goodput) == (True, 1.0, 10.0)
     file = written(tmp_path, outcome, setting=FIRST)
     assert yaml.safe_load(file.read_text())["engine"] == {"max_num_batched_tokens": 2048, "max_num_seqs": 128}
 
 
 def test_a_default_that_carries_nothing_is_told(tmp_path):
-    nothing = Outcome(Found(FIRST, 0.0, FIRST, 0.0), 0.0, True, 9)
+    nothing = Outcome(Found(FIRST, 0.0, FIRST, 0.0), 0.0, 0.0, True, 9)
     assert "no rate was carried" in written(tmp_path, nothing, setting=FIRST).read_text()
 
 
 def test_the_choice_is_asked_again_until_it_carries():
-    assert next_check(FOUND, []) == 15.0
+    assert next_check(FOUND, []) == (BEST, 15.0)
     refused = [Trial(BEST, 15.0, 0.5)]
     assert checked(FOUND, []) is checked(FOUND, refused) is None
-    assert next_check(FOUND, refused) == pytest.approx(15.0 / PRECISION)
+    assert next_check(FOUND, refused) == (BEST, pytest.approx(15.0 / PRECISION))
     carried = [*refused, Trial(BEST, 14.0, 0.95)]
-    assert next_check(FOUND, carried) is None
     assert checked(FOUND, carried) == 14.0
 
 
@@ -95,13 +94,30 @@ def test_a_choice_that_never_carries_again_is_dropped():
     assert next_check(FOUND, [Trial(BEST, 15.0, None)]) is None
 
 
+def test_the_default_is_asked_again_for_more_while_it_carries_that():
+    checks = [Trial(BEST, 15.0, 0.95)]
+    for power in (1, 2, 3):
+        setting, rate = next_check(FOUND, checks)
+        assert setting == FIRST and rate == pytest.approx(10.0 * PRECISION**power)
+        assert next_check(FOUND, [*checks, Trial(FIRST, rate, 0.5)]) is None
+        assert default(FOUND, [*checks, Trial(FIRST, rate, 0.5)]) == pytest.approx(10.0 * PRECISION ** (power - 1))
+        checks.append(Trial(FIRST, rate, 0.95))
+    assert next_check(FOUND, checks) is None
+    assert default(FOUND, checks) == pytest.approx(10.0 * PRECISION**3)
+
+
+def test_a_choice_that_the_default_reaches_is_none():
+    outcome = Outcome(FOUND, 14.5, 14.0, True, 30)
+    assert (outcome.keeps_default, outcome.ratio, outcome.goodput, outcome.setting) == (True, 1.0, 14.5, FIRST)
+
+
 def test_the_default_needs_no_check():
     assert next_check(Found(FIRST, 10.0, FIRST, 10.0), []) is None
 
 
 def test_tuned_kernels_reach_the_engines_process(tmp_path):
     setting = BEST | {space.KERNELS: "/kernels"}
-    file = written(tmp_path, Outcome(FOUND, 14.0, True, 30), setting=setting)
+    file = written(tmp_path, Outcome(FOUND, 10.0, 14.0, True, 30), setting=setting)
     spec = engine_spec(load(None, {}, {"model.profile": str(file), "model.path": "/m"}, H200).settings)
     assert core_environment(spec)["VLLM_TUNED_CONFIG_FOLDER"] == "/kernels"
     assert "VLLM_TUNED_CONFIG_FOLDER" not in core_environment(engine_spec(load(machine=H200).settings))

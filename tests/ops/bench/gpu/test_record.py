@@ -55,3 +55,44 @@ def test_a_line_that_was_cut_off_is_none(tmp_path):
     file = tmp_path / "results.jsonl"
     file.write_text(json.dumps({"step": "a"}) + '\n{"step": "b", "fig')
     assert list(lines(file)) == [{"step": "a"}]
+
+
+def test_what_a_step_has_measured_is_not_measured_again(notes, tmp_path):
+    measured = []
+
+    def one(n):
+        measured.append("one")
+
+    def two(n):
+        measured.append("two")
+        if measured.count("two") == 1:
+            raise RuntimeError("no more memory")
+
+    def three(n):
+        measured.append("three")
+
+    def step(n):
+        n.measure((one, two, three), n)
+
+    notes().run([Step("a", 1, step)])
+    [broken] = found(tmp_path, step="a", ended="broken")
+    assert "not measured: two" in broken["error"]
+    [told] = found(tmp_path, what="broken", measure="two")
+    assert "no more memory" in told["error"]
+    notes().run([Step("a", 1, step)])
+    assert measured == ["one", "two", "three", "two"]
+    assert found(tmp_path, step="a", ended="well")
+
+
+def test_none_is_begun_after_the_end(notes, tmp_path):
+    def step(n):
+        n.measure([lambda n: n.add(what="run")], n, ends=0.0)
+
+    notes().run([Step("a", 1, step)])
+    assert not found(tmp_path, what="run") and "no time" in found(tmp_path, ended="broken")[0]["error"]
+
+
+def test_a_run_that_goes_on_begins_no_pass_and_one_elsewhere_does(notes, tmp_path):
+    for phase, boot in (("compare", "x"), ("compare", "x"), ("calibration", "x"), ("compare", "y"), ("compare", "x")):
+        notes().on_machine(phase=phase, boot=boot, args={"sizes": (1, 2)})
+    assert [row["boot"] for row in found(tmp_path, what="machine")] == ["x", "y", "x"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
-from ops.bench.gpu.raw_engine import kill_group
 from ops.errors import UserError
 
 
@@ -20,10 +22,17 @@ class Died(UserError):
 class Child:
     """`python -m MODULE ARGUMENTS… OUR_PID`. It is to call `experts.linux.die_with_parent` first."""
 
-    def __init__(self, what: str, module: str, arguments: list[str], env: Mapping[str, str]) -> None:
-        """`what` it is, for sentences: "the engine"."""
+    def __init__(
+        self,
+        what: str,
+        module: str,
+        arguments: list[str],
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        """`what` it is, for sentences: "the engine". `log`: where all that it says is kept; None: nowhere."""
         self._what = what
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
+        self._log = tempfile.TemporaryFile() if log is None else log.open("a+b")  # noqa: SIM115 - until `end`
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -50,7 +59,7 @@ class Child:
 
         def give_up() -> None:
             late.set()
-            self._process.kill()
+            _signal_group(self._process)
 
         timer = threading.Timer(limit_s, give_up)
         timer.start()
@@ -73,3 +82,14 @@ class Child:
         """It and what it has started; safe to call twice."""
         kill_group(self._process)
         self._log.close()
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that leads a session of its own, and all that it has started there."""
+    _signal_group(process)
+    process.communicate()
+
+
+def _signal_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
