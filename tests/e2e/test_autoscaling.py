@@ -32,7 +32,7 @@ QUICK = {
     "autoscaling.scale_in_cool_down_s": "2",
     "autoscaling.scale_in_after_s": "3",
 }
-ASKED = 16  # different requests
+ASKED = 8  # different requests
 BUSY, CALM = 24, 1  # streams at a time; a replica runs eight, and one is far from asking for two
 
 
@@ -128,7 +128,6 @@ def test_a_request_is_held_while_the_first_replica_loads(scaled: Any, eventually
     assert asyncio.run(ask()) == warm  # held, loaded, answered
     shown = scaled.moray("status").stdout
     assert "autoscaling" in shown and "target" in shown
-    eventually(lambda: replicas(scaled) == 0, 60, "and none again")
 
 
 @pytest.fixture(scope="module")
