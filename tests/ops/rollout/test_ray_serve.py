@@ -36,7 +36,7 @@ def dashboard() -> Iterator[str]:
             num_cpus=2, include_dashboard=True, dashboard_port=port, dashboard_host="127.0.0.1", log_to_driver=False,
             object_store_memory=100 << 20,
         )  # fmt: skip
-        serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
+        serve.start(proxy_location="Disabled")  # nobody asks by HTTP; Serve gives up on a proxy that is slow to start
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
         ray.shutdown()
