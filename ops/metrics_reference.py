@@ -33,7 +33,9 @@ def reference(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array instead.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page instead.")] = False,
 ) -> None:
-    """List every metric: its name on its scrape target, its kind, unit, labels, and what it counts.
+    """List every metric of a session: its name on its scrape target, its kind, unit, labels, and what it counts.
+
+    The page has those of the node watcher, which runs on Kubernetes only, too.
 
     GET /moray/targets lists where they are scraped, as Prometheus' http_sd_configs want it.
     """
@@ -78,7 +80,7 @@ def page() -> str:
     parts = [
         "# Metrics",
         "Made of `replicas/metrics.py` by `python -m ops.metrics_reference`: change that, not this page.",
-        "Prometheus finds all of them by itself:",
+        "Prometheus finds all but the node watcher's by itself:",
         f"```yaml\n{SCRAPE}```",
         "With API keys configured, /moray/targets asks for one (`authorization:` in `http_sd_configs`); the metrics "
         "ports do not. A histogram's samples end in `_bucket`, `_sum` and `_count`. Ray tells a change within ten "
@@ -94,9 +96,27 @@ def page() -> str:
             labels = ", ".join(f"`{label}`" for label in m.labels) or "-"
             rows.append(f"| `{m.scraped}` | {m.kind.value} | {m.unit} | {labels} | {m.help} |")
         parts.append("\n".join(rows))
+    parts.append(_of_node_watcher())
     bounds = [f"- `{m.name}`: {', '.join(f'{b:g}' for b in m.buckets)}" for m in CATALOGUE if m.buckets]
     parts.append("## Buckets\n\nUpper bounds in seconds.\n\n" + "\n".join(bounds))
     return "\n\n".join(parts) + "\n"
+
+
+def _of_node_watcher() -> str:
+    from ops.k8s.node_metrics import Metrics
+
+    rows = [
+        "## Node watcher",
+        "",
+        "On Kubernetes: the port `http` of its pods, which the chart's PodMonitor scrapes (job `moray-node-watcher`).",
+        "",
+        "| metric | kind | labels | what |",
+        "| --- | --- | --- | --- |",
+    ]
+    for told in Metrics().catalogue:
+        labels = ", ".join(f"`{label}`" for label in told.labels) or "-"
+        rows.append(f"| `{told.name}` | {told.kind} | {labels} | {told.help} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

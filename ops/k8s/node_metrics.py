@@ -7,6 +7,7 @@ import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
@@ -15,14 +16,28 @@ from ops.k8s.refusals import ApiRefused
 from ops.k8s.watching import Mirror
 
 
+class Told(NamedTuple):
+    """A metric, by its name as it is scraped."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
 class Metrics:
+    """`catalogue`: what there is, for ops/METRICS.md and for those who hold that queries name what exists."""
+
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self.catalogue: list[Told] = []
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
+            self.catalogue.append(Told(f"moray_node_watcher_{name}", "gauge", labels, text))
             return Gauge(f"moray_node_watcher_{name}", text, labels, registry=registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
+            self.catalogue.append(Told(f"moray_node_watcher_{name}_total", "counter", labels, text))
             return Counter(f"moray_node_watcher_{name}", text, labels, registry=registry)
 
         self._leader = gauge("leader", "1: this process holds the lease and acts.")

@@ -23,7 +23,7 @@ import httpx
 import pytest
 import yaml
 from http_server import Answer, Asked, http_server
-from promql import OF_OTHERS, RULES, known_names, metric_names, of_dashboards
+from promql import OF_OTHERS, RULES, known_names, metric_names, node_watcher_names, of_dashboards
 
 from ops.own_session import free_port
 from replicas import metrics
@@ -47,7 +47,7 @@ OF_ROLLOUTS = (
     metrics.SWAP_SECONDS,
     metrics.MIRRORED_REQUESTS,
 )
-UNSEEN = {metric.scraped for metric in (*ON_GPUS, *OF_ROLLOUTS, metrics.HEALINGS)}
+UNSEEN = {metric.scraped for metric in (*ON_GPUS, *OF_ROLLOUTS, metrics.HEALINGS)} | node_watcher_names()
 
 
 class Receiver:

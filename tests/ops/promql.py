@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from ops.k8s.node_metrics import Metrics
 from replicas.metrics import CATALOGUE, Kind
 
 RULES = Path(__file__).parents[2] / "ops" / "alerts" / "moray.rules.yaml"
@@ -56,7 +57,11 @@ def recorded_names() -> set[str]:
 
 
 def known_names() -> set[str]:
-    return catalogue_names() | recorded_names() | OF_OTHERS | OF_PROMETHEUS
+    return catalogue_names() | recorded_names() | node_watcher_names() | OF_OTHERS | OF_PROMETHEUS
+
+
+def node_watcher_names() -> set[str]:
+    return {told.name for told in Metrics().catalogue}
 
 
 def complaints(queries: Iterable[str], directory: Path) -> str:

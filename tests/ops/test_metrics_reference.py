@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from ops import metrics_reference
 from ops.cli import app
+from ops.k8s.node_metrics import Metrics
 from replicas.metrics import CATALOGUE
 
 
@@ -23,7 +24,11 @@ def test_the_page_is_what_the_catalogue_makes() -> None:
 
 def test_every_metric_is_on_the_page_with_its_labels() -> None:
     rows = {line.split(" | ")[0]: line for line in run("--markdown").splitlines() if line.startswith("| `")}
-    assert len(rows) == len(CATALOGUE)
+    of_node_watcher = Metrics().catalogue
+    assert len(rows) == len(CATALOGUE) + len(of_node_watcher)
+    for told in of_node_watcher:
+        row = rows[f"| `{told.name}`"]
+        assert told.help in row and all(f"`{label}`" in row for label in told.labels)
     for metric in CATALOGUE:
         row = rows[f"| `{metric.scraped}`"]
         assert metric.help in row and all(f"`{label}`" in row for label in metric.labels)

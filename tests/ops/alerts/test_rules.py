@@ -101,6 +101,13 @@ def loads(replica: str, **versions: str) -> Series:
     }
 
 
+def watchers(name: str, a: str, b: str, of: str = "") -> Series:
+    """Of the two pods of a node watcher."""
+    more = f',of="{of}"' if of else ""
+    return {f'moray_node_watcher_{name}{{{NS},pod="{pod}"{more}}}': v for pod, v in (("a", a), ("b", b))}
+
+
+NS = 'namespace="ns"'
 GPU = 'ray_moray_gpu_utilization_ratio{gpu="0"}'
 KV = f'ray_moray_kv_used_ratio{{{M},replica="r"}}'
 LOST = f"ray_moray_replicas_lost_total{{{M}}}"
@@ -301,6 +308,44 @@ CASES = (
         60,
         "1",
         (GATEWAYS | up("ray", "1x80"),),
+    ),
+    Case(
+        "last-replica-leaving",
+        PAGE | {"namespace": "ns"},
+        watchers("last_replicas", "0x3 2x20", "0x23"),
+        60,
+        "2",
+        (watchers("last_replicas", "0x23", "0x23"), watchers("last_replicas", "0x3 2x3 0x20", "0x26")),
+        over=watchers("last_replicas", "0x3 2x20 0x2", "0x25"),
+    ),
+    Case(
+        "node-watcher-away",
+        PAGE | {"namespace": "ns"},
+        watchers("leader", "1x3 0x60", "0x63"),
+        60,
+        "0",
+        (watchers("leader", "1x3 0x60", "0x6 1x57"),),  # the other one leads
+        over=watchers("leader", "1x3 0x30 1x9", "0x42"),
+    ),
+    Case(
+        "node-watcher-away",
+        PAGE | {"namespace": "ns"},
+        watchers("leader", "1x60", "0x60") | watchers("silence_seconds", "1x3 130x57", "1x60", "nodes"),
+        60,
+        "130",
+        (
+            watchers("leader", "1x60", "0x60") | watchers("silence_seconds", "1x60", "130x60", "nodes"),  # b waits
+            watchers("leader", "1x60", "0x60") | watchers("silence_seconds", "120x60", "1x60", "nodes"),
+            watchers("leader", "1x60", "0x60") | watchers("silence_seconds", "900x60", "1x60", "events"),
+        ),
+    ),
+    Case(
+        "node-watcher-away",
+        PAGE | {"namespace": "ns"},
+        {f'up{{job="moray-node-watcher",{NS},pod="a"}}': "1x3 0x60"},
+        60,
+        "0",
+        ({f'up{{job="moray-node-watcher",{NS},pod="{pod}"}}': f"{up}x60" for pod, up in (("a", 0), ("b", 1))},),
     ),
     Case(
         "healing-withheld",
