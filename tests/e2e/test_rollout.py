@@ -165,7 +165,7 @@ def cluster(new_session: Callable[..., Any], tmp_path_factory: pytest.TempPathFa
 
 def light(asked: list[Ask]) -> list[Ask]:
     """Short and long ones, but not the longest: the load shares two CPUs with all that it loads."""
-    return [ask for ask in asked if (ask.output_tokens or 0) < 600]
+    return [ask for ask in asked if (ask.output_tokens or 0) < 450]
 
 
 async def under_load(cluster: Cluster, work: Callable[[Load], Any], before: float = 1.0) -> tuple[Load, Any]:
