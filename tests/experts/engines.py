@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ class Engines:
     """Engine cores one after another, forked from a process that imports vLLM once; see `engine_process.run`."""
 
     def __init__(self) -> None:
+        self._sockets = tempfile.TemporaryDirectory(prefix="moray-test-")  # which vLLM's killed workers leave
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "engine_process.py")],
+            env=os.environ | {"VLLM_RPC_BASE_PATH": self._sockets.name},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -37,6 +40,7 @@ class Engines:
         """Kills what is left."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._sockets.cleanup()
 
 
 def differences(one: dict[str, Any], sharded: dict[str, Any], tolerance: float = 1e-3) -> list[str]:

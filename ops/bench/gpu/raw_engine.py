@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -58,11 +59,14 @@ class RawEngine:
 
     def __enter__(self) -> RawEngine:
         began = time.monotonic()
-        self._child = Child("the raw engine", "ops.bench.gpu.raw_engine", [self._arguments], log=self._log)
+        # A vLLM that is killed leaves sockets, and the file by which its ranks meet.
+        self._files = TemporaryDirectory(prefix="moray-bench-", ignore_cleanup_errors=True)
+        env = os.environ | {"TMPDIR": self._files.name}
+        self._child = Child("the raw engine", "ops.bench.gpu.raw_engine", [self._arguments], env, self._log)
         try:
             self._child.hear(self._start_limit_s)
         except BaseException:
-            self._child.end()
+            self.__exit__()
             raise
         self.load_s = time.monotonic() - began
         return self
@@ -72,6 +76,7 @@ class RawEngine:
 
     def __exit__(self, *_: object) -> None:
         self._child.end()
+        self._files.cleanup()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 
@@ -34,8 +35,11 @@ class StockServer:
 
     def __enter__(self) -> StockServer:
         began = time.monotonic()
+        # A vLLM that is killed leaves sockets, and the file by which its ranks meet.
+        self._files = TemporaryDirectory(prefix="moray-bench-", ignore_cleanup_errors=True)
+        env = os.environ | {"TMPDIR": self._files.name}
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=env, start_new_session=True)
         try:
             while not self._healthy():
                 ended = self._process.poll() is not None
@@ -44,7 +48,7 @@ class StockServer:
                     raise BenchFailed(f"vLLM's server {what}:\n{self._log.read_text(errors='replace')[-3000:]}")
                 time.sleep(0.2)
         except BaseException:
-            kill_group(self._process)
+            self.__exit__()
             raise
         self.load_s = time.monotonic() - began
         return self
@@ -57,6 +61,7 @@ class StockServer:
 
     def __exit__(self, *_: object) -> None:
         kill_group(self._process)
+        self._files.cleanup()
 
 
 if __name__ == "__main__":
