@@ -48,14 +48,14 @@ def child(env: dict[str, str], tmp_path: Path) -> Iterator[Child]:
     made.end()
 
 
-def test_it_answers_and_takes_what_it_started_with_it(child: Child) -> None:
+def test_it_answers_and_takes_what_it_started_with_it(child: Child, until: Callable[..., float]) -> None:
     said, grandchild = child.ask(b"hello", 20).split()
     assert said == b"hello"
     process = identify(int(grandchild))
     assert process is not None and is_alive(process)
     child.end()
     child.end()
-    assert not is_alive(process)
+    until(lambda: not is_alive(process))
 
 
 def test_one_that_ends_is_told_with_its_last_words(child: Child, tmp_path: Path) -> None:

@@ -54,10 +54,10 @@ def test_each_comes_after_its_steps() -> None:
 
 def test_each_comes_at_its_moment_whatever_the_engine_is_at() -> None:
     engine = Engine()
-    found = at_moments(engine, ["a", "b", "c"], [100, 2, 1], [0.0, 0.02, 0.8])
-    assert found.tokens == 103
-    assert 0 < engine.began_with["timed-1"] < 100 == engine.began_with["timed-2"]
-    assert all(first > 0 for first in found.first_s) and 0.8 + found.first_s[2] <= found.seconds
+    found = at_moments(engine, ["a", "b", "c"], [200, 2, 1], [0.0, 0.1, 3.0])
+    assert found.tokens == 203
+    assert 0 < engine.began_with["timed-1"] < 200 == engine.began_with["timed-2"]
+    assert all(first > 0 for first in found.first_s) and 3.0 + found.first_s[2] <= found.seconds
 
 
 def test_what_the_engine_refuses_ends_it() -> None:
