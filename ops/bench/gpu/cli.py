@@ -23,8 +23,9 @@ def gpu(
     """The whole stack on this machine's GPU, beside the raw engine and vLLM's own server, in one run.
 
     Weights are dummies of the 32B tier's real shape: figures are about speed only. Each line of results.jsonl is
-    written as soon as it is known; a run over the same folder leaves out what an earlier one has measured, and engines
-    find there what was compiled. `python -m ops.bench.gpu` does the same where the command is not installed.
+    written as soon as it is known; a run over the same folder leaves out what an earlier one has measured on the same
+    machine, and engines find there what was compiled. `python -m ops.bench.gpu` does the same where the command is
+    not installed.
 
     Example: moray bench gpu compare --out build/gpu
     """

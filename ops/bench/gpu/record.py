@@ -51,8 +51,7 @@ class Notes:
 
     def on_machine(self, **machine: Any) -> None:
         """Begins a pass: what is measured in one is compared. A run that goes on with the last pass begins none."""
-        last = [line for line in lines(self._file) if line["what"] == "machine"][-1:]
-        told = json.loads(json.dumps(machine))
+        last, told = self._pass()[:1], json.loads(json.dumps(machine))
         if not last or any(last[0].get(name) != value for name, value in told.items() if name != "phase"):
             self.add(what="machine", **machine)
 
@@ -62,9 +61,13 @@ class Notes:
 
     def done(self) -> set[str]:
         """Steps that ended well, in this run or one that it goes on with."""
-        return {
-            line["step"] for line in lines(self._file) if line.get("what") == "step" and line.get("ended") == "well"
-        }
+        return {row["step"] for row in self._pass() if row["what"] == "step" and row["ended"] == "well"}
+
+    def _pass(self) -> list[dict[str, Any]]:
+        """Rows of the last one: what another machine has measured is no part of it."""
+        rows = list(lines(self._file))
+        begins = [number for number, row in enumerate(rows) if row["what"] == "machine"]
+        return rows[begins[-1] :] if begins else rows
 
     def run(self, steps: list[Step]) -> None:
         """All that are not done, in order, as time allows. What breaks one is written down, and ends no other."""
@@ -90,8 +93,8 @@ class Notes:
         """Each of them that this step has not measured yet, none begun after `ends` (monotonic). One that breaks is
         written down and ends no other; BenchFailed in the end if any is missing.
         """
-        own = [line for line in lines(self._file) if line["step"] == self._step and line["what"] == "measured"]
-        done, missing = {line["measure"] for line in own}, []
+        own = [row for row in self._pass() if row["step"] == self._step and row["what"] == "measured"]
+        done, missing = {row["measure"] for row in own}, []
         for measure in measures:
             name = measure.__name__
             if name in done:

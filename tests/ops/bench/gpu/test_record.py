@@ -92,6 +92,16 @@ def test_none_is_begun_after_the_end(notes, tmp_path):
     assert not found(tmp_path, what="run") and "no time" in found(tmp_path, ended="broken")[0]["error"]
 
 
+def test_what_another_machine_has_done_is_done_again(notes, tmp_path):
+    begun = []
+    steps = [Step("a", 1, lambda n: n.measure([lambda n: begun.append("a")], n))]
+    for boot in ("x", "x", "y"):
+        noted = notes()
+        noted.on_machine(boot=boot)
+        noted.run(steps)
+    assert begun == ["a", "a"] and noted.done() == {"a"}
+
+
 def test_a_run_that_goes_on_begins_no_pass_and_one_elsewhere_does(notes, tmp_path):
     for phase, boot in (("compare", "x"), ("compare", "x"), ("calibration", "x"), ("compare", "y"), ("compare", "x")):
         notes().on_machine(phase=phase, boot=boot, args={"sizes": (1, 2)})
