@@ -210,14 +210,15 @@ class _Driver:
         within some seconds say less.
         """
         requests: list[Sequence[Any]] = []
-        began, before, computed = time.monotonic(), self._core.load().work, 0
-        while (took_s := time.monotonic() - began) < ask.seconds or not computed:
+        began, before = time.monotonic(), self._core.load().work
+        while (took_s := time.monotonic() - began) < ask.seconds or not (
+            computed := _computed(before, self._core.load().work)
+        ):
             if not requests:
                 requests = self._requests(ask.work, ask.in_flight)
             while requests and len(self._running) < ask.in_flight:
                 self._add(requests.pop())
             self._step()
-            computed = _computed(before, self._core.load().work)
         self._clear()
         return Pace(computed / (ask.work.prompt + ask.work.output - 1) / took_s)
 

@@ -1,8 +1,9 @@
 """The search on the engine at hand: what to try next is `search`'s to say, here it is loaded and measured.
 
-A trial has a few seconds, so what it says may be luck, and one refused rate caps a setting for good. What the search
-chose is therefore asked again in the end, loaded as a profile would have it: for the rate that it was found to carry,
-or a little less, until it carries it. So is the default: for a little more, as long as it carries that.
+A trial has a few seconds, so what it says may be luck, and one refused rate caps a setting for good. In the end the
+default is therefore asked again, for a little more as long as it carries that, on the engine that is loaded; and what
+the search chose, loaded as a profile would have it: for the rate that it was found to carry, or a little less, until it
+carries it.
 """
 
 from __future__ import annotations
@@ -113,33 +114,30 @@ def search(
             options = bench.options()
         except OutOfTime:
             raise UserError("the limit was over before the engine was loaded: allow more by --limit-s") from None
-        finished = True
-        try:
-            while (wanted := next_trial(options, state.trials, state.first_rate)) is not None:
-                bench.trial(*wanted)
-        except OutOfTime:  # there is time left for what follows
-            finished = False
-        best = found(options, state.trials)
-        try:
-            while (asked := next_check(best, state.checks)) is not None:
-                bench.trial(*asked, check=True)
-        except OutOfTime:
-            finished = False
+        ended_in_time = [  # each keeps the time that the last one needs
+            bench.ask_all(lambda: next_trial(options, state.trials, state.first_rate)),
+            bench.ask_all(lambda: next_of_default(found(options, state.trials), state.checks), check=True),
+            bench.ask_all(lambda: next_check(found(options, state.trials), state.checks), check=True),
+        ]
+    best, finished = found(options, state.trials), all(ended_in_time)
     return Outcome(
         best, default(best, state.checks), checked(best, state.checks), finished, len(state.trials) + len(state.checks)
     )
 
 
-def next_check(best: Found, checks: Sequence[Trial]) -> tuple[Setting, float] | None:
-    """What is to be asked again next, the choice or the default, and for which rate; None: both are known."""
-    if best.best == best.first:
+def next_of_default(best: Found, checks: Sequence[Trial]) -> tuple[Setting, float] | None:
+    """The rate that the default is to be asked for next, once more; None: it is known, or there is no other choice."""
+    again = _of(best.first, checks)
+    if best.best == best.first or len(again) == _CHECKS or not all(trial.carried for trial in again):
         return None
-    carried, again = checked(best, checks), _of(best.first, checks)
-    if carried is None:
-        return best.best, best.capacity / PRECISION ** len(_of(best.best, checks))
-    if carried and len(again) < _CHECKS and all(trial.carried for trial in again):
-        return best.first, best.first_capacity * PRECISION ** (1 + len(again))
-    return None
+    return best.first, best.first_capacity * PRECISION ** (1 + len(again))
+
+
+def next_check(best: Found, checks: Sequence[Trial]) -> tuple[Setting, float] | None:
+    """The rate that the choice is to be asked for next, loaded as a profile has it; None: it is known."""
+    if checked(best, checks) is not None:
+        return None
+    return best.best, best.capacity / PRECISION ** len(_of(best.best, checks))
 
 
 def checked(best: Found, checks: Sequence[Trial]) -> float | None:
@@ -203,7 +201,16 @@ class _Bench:
         assert self._state.options is not None
         return self._state.options
 
-    def trial(self, setting: Setting, rate: float, check: bool = False) -> None:
+    def ask_all(self, following: Callable[[], tuple[Setting, float] | None], check: bool = False) -> bool:
+        """Makes the trials that follow, until none does. False: the time was over before."""
+        try:
+            while (asked := following()) is not None:
+                self.trial(*asked, check)
+        except OutOfTime:
+            return False
+        return True
+
+    def trial(self, setting: Setting, rate: float, check: bool) -> None:
         """Measures and writes it down. A setting that an engine breaks of is a trial too; OutOfTime is none."""
         assert self._state.options is not None
         if reason := space.refused(setting):
@@ -214,7 +221,7 @@ class _Bench:
         load = space.exact(setting) if exactly else space.load_for(self._state.options, setting)
         fits = self._load == load if exactly else self._load is not None and self._load.serves(load)
         asked_s = self._goal.longest_s + (0.0 if fits else self._load_s)
-        self._allow(asked_s if check else asked_s + self._check_s(best, self._load if fits else load))
+        self._allow(asked_s if exactly else asked_s + self._check_s(best, self._load if fits else load))
         try:
             if not fits:
                 self._loaded(load)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tarfile
 import time
 import traceback
@@ -89,7 +88,7 @@ class Notes:
                 self.add(what="step", ended="well", took_s=round(time.monotonic() - began, 1))
             self.pack_logs()
 
-    def measure(self, measures: Iterable[Callable[..., None]], *arguments: Any, ends: float = math.inf) -> None:
+    def measure(self, measures: Iterable[Callable[..., None]], *arguments: Any, ends: float) -> None:
         """Each of them that this step has not measured yet, none begun after `ends` (monotonic). One that breaks is
         written down and ends no other; BenchFailed in the end if any is missing.
         """

@@ -60,7 +60,7 @@ Measured = Callable[[Workload, int], Mapping[str, Any]]  # (workload, seed) -> f
 
 
 def rounds(bench: Bench, side: str, measure: Measured, ends: float, most: int) -> None:
-    """Both main workloads in turns, at least once, then while a further turn fits before `ends` (monotonic)."""
+    """Both main workloads in `most` turns: the first one always, others while they fit before `ends` (monotonic)."""
     longest = 0.0
     for turn in range(most):
         began = time.monotonic()

@@ -88,8 +88,15 @@ def test_a_search_that_is_cut_off_has_confirmed_what_it_found(pretended, tmp_pat
     """A trial may take 20 s: there is time for one, once the best so far has its own kept free."""
     outcome = searched(tmp_path, {}, limit_s=30.0)
     assert not outcome.finished and outcome.checked and outcome.ratio > 1.0
-    assert outcome.default == pytest.approx(outcome.found.first_capacity)
-    assert pretended.asked[-1].limits.graph_tokens == 512  # the default once more, for a rate that it does not carry
+    assert pretended.asked[-1].limits.graph_tokens == outcome.setting[space.GRAPHS][-1]
+
+
+def test_the_default_is_asked_again_before_another_engine_is_loaded(pretended, tmp_path) -> None:
+    outcome = searched(tmp_path, {})
+    again, confirmed = pretended.asked[-2:]
+    assert again.limits.graph_tokens == 512 and again.rate > outcome.found.first_capacity
+    assert outcome.default == outcome.found.first_capacity  # it does not carry that
+    assert confirmed.limits.graph_tokens == outcome.setting[space.GRAPHS][-1]
 
 
 def test_an_engine_is_warmed_by_loads_of_several_sizes(pretended, tmp_path) -> None:

@@ -11,7 +11,7 @@ from ops.tune.attainment import Slo
 from ops.tune.engine import Work
 from ops.tune.profile import profile
 from ops.tune.search import PRECISION, Found, Trial
-from ops.tune.tuning import Goal, Outcome, checked, default, next_check
+from ops.tune.tuning import Goal, Outcome, checked, default, next_check, next_of_default
 from replicas.engine_host import core_environment
 
 FIRST = {space.TOKENS: 2048, space.SEQS: 128, space.CHUNK: 0, space.GRAPHS: None}
@@ -95,14 +95,14 @@ def test_a_choice_that_never_carries_again_is_dropped():
 
 
 def test_the_default_is_asked_again_for_more_while_it_carries_that():
-    checks = [Trial(BEST, 15.0, 0.95)]
+    checks = []
     for power in (1, 2, 3):
-        setting, rate = next_check(FOUND, checks)
+        setting, rate = next_of_default(FOUND, checks)
         assert setting == FIRST and rate == pytest.approx(10.0 * PRECISION**power)
-        assert next_check(FOUND, [*checks, Trial(FIRST, rate, 0.5)]) is None
+        assert next_of_default(FOUND, [*checks, Trial(FIRST, rate, 0.5)]) is None
         assert default(FOUND, [*checks, Trial(FIRST, rate, 0.5)]) == pytest.approx(10.0 * PRECISION ** (power - 1))
         checks.append(Trial(FIRST, rate, 0.95))
-    assert next_check(FOUND, checks) is None
+    assert next_of_default(FOUND, checks) is None
     assert default(FOUND, checks) == pytest.approx(10.0 * PRECISION**3)
 
 
@@ -112,7 +112,8 @@ def test_a_choice_that_the_default_reaches_is_none():
 
 
 def test_the_default_needs_no_check():
-    assert next_check(Found(FIRST, 10.0, FIRST, 10.0), []) is None
+    alone = Found(FIRST, 10.0, FIRST, 10.0)
+    assert next_check(alone, []) is next_of_default(alone, []) is None
 
 
 def test_tuned_kernels_reach_the_engines_process(tmp_path):

@@ -1,6 +1,7 @@
 """A run writes down each thing as it comes, outlives a broken step, and goes on where it was cut off."""
 
 import json
+import math
 import tarfile
 
 import pytest
@@ -72,7 +73,7 @@ def test_what_a_step_has_measured_is_not_measured_again(notes, tmp_path):
         measured.append("three")
 
     def step(n):
-        n.measure((one, two, three), n)
+        n.measure((one, two, three), n, ends=math.inf)
 
     notes().run([Step("a", 1, step)])
     [broken] = found(tmp_path, step="a", ended="broken")
@@ -94,7 +95,7 @@ def test_none_is_begun_after_the_end(notes, tmp_path):
 
 def test_what_another_machine_has_done_is_done_again(notes, tmp_path):
     begun = []
-    steps = [Step("a", 1, lambda n: n.measure([lambda n: begun.append("a")], n))]
+    steps = [Step("a", 1, lambda n: n.measure([lambda n: begun.append("a")], n, ends=math.inf))]
     for boot in ("x", "x", "y"):
         noted = notes()
         noted.on_machine(boot=boot)
