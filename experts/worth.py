@@ -61,10 +61,16 @@ class Serving:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer, and the sentence that says what it rests on."""
+    """The answer with its sentence, and what it rests on. Seconds are of serving, over the interval."""
 
     answer: Answer
     reason: str
+    before: float  # imbalance under the counted load, mean of layers
+    after: float
+    noise: float  # of an imbalance, from counting so few tokens; infinite if a layer has none
+    saved_s: float
+    lost_s: float
+    tokens_needed: int | None = None  # counted in each layer, for a yes or no; None: there are enough
 
 
 def worth(load: Floats, old: PlacementPlan, new: PlacementPlan, serving: Serving) -> Verdict:
@@ -78,15 +84,15 @@ def worth(load: Floats, old: PlacementPlan, new: PlacementPlan, serving: Serving
         raise BadPlan(f"{new.ranks} ranks need more than {new.nodes} nodes of {serving.cluster}")
     before, after = _mean(old, load), _mean(new, load)
     counted = load.sum(1).min(initial=np.inf)
+    noise = math.sqrt(_noise_times_tokens(new.ranks) / counted) if counted else math.inf
     moves = new.moves_from(old)
     if not moves:
-        return Verdict("no", "The plan moves nothing: what is in force stays.")
-    if not counted:
+        return Verdict("no", "The plan moves nothing: what is in force stays.", before, after, noise, 0.0, 0.0)
+    lost = _lost_s(old, new, serving)
+    if not math.isfinite(noise):
         needed = _tokens(new.ranks, 10 * FINE)
-        return Verdict(
-            "not enough data", f"No token was counted in some layer; at least {needed:,} in each are needed."
-        )
-    noise, lost = math.sqrt(_noise_times_tokens(new.ranks) / counted), _lost_s(old, new, serving)
+        reason = f"No token was counted in some layer; at least {needed:,} in each are needed."
+        return Verdict("not enough data", reason, before, after, noise, 0.0, lost, needed)
 
     def saved_s(gain: float) -> float:
         """Over the interval: at the lower step time as many tokens as before take that much less."""
@@ -102,11 +108,11 @@ def worth(load: Floats, old: PlacementPlan, new: PlacementPlan, serving: Serving
     )
     worthwhile = max(lost, LEAST_SAVED * serving.interval_s)
     if saved_s(gain - unsure) > worthwhile:
-        return Verdict("yes", f"Worth it: {figures}.")
+        return Verdict("yes", f"Worth it: {figures}.", before, after, noise, saved, lost)
     if saved_s(gain + unsure) <= worthwhile:
         bound = gain > FINE and saved <= LEAST_SAVED * serving.interval_s
         why = "; the step is bound by reading weights, not by the fullest rank's work" if bound else ""
-        return Verdict("no", f"Not worth it: {figures}{why}.")
+        return Verdict("no", f"Not worth it: {figures}{why}.", before, after, noise, saved, lost)
     needed = max(
         _tokens(new.ranks, max(abs(gain - _break_even(saved_s, worthwhile, before)), FINE)), math.ceil(counted) + 1
     )
@@ -114,7 +120,7 @@ def worth(load: Floats, old: PlacementPlan, new: PlacementPlan, serving: Serving
         f"{counted:,.0f} tokens were counted in the emptiest layer, which leaves the imbalance unsure by {noise:.3f}; "
         f"{needed:,} are needed: {figures}."
     )
-    return Verdict("not enough data", reason)
+    return Verdict("not enough data", reason, before, after, noise, saved, lost, needed)
 
 
 def _mean(plan: PlacementPlan, load: Floats) -> float:

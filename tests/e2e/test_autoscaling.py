@@ -128,6 +128,7 @@ def test_a_request_is_held_while_the_first_replica_loads(scaled: Any, eventually
     assert asyncio.run(ask()) == warm  # held, loaded, answered
     shown = scaled.moray("status").stdout
     assert "autoscaling" in shown and "target" in shown
+    eventually(lambda: replicas(scaled) == 0, 60, "and none again")
 
 
 @pytest.fixture(scope="module")
